@@ -1,0 +1,1 @@
+"""HTTP in, workers behind: the gateway process and the `replicast` command."""

@@ -1,0 +1,47 @@
+"""What the pool decides, as values: whoever holds the sockets and processes carries them out, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.jobs.job import Job, Outcome
+from shared.messages import Message
+from shared.wire import Buffer, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this to that peer; if it cannot be delivered, say so to `Pool.undeliverable`."""
+
+    peer: bytes
+    message: Message
+    stamp: Stamp
+    attachments: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A job has its one answer."""
+
+    job: Job
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the process of this worker: it cannot be reasoned with."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth a log line and a counter: `event` comes from a closed set."""
+
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Action = Send | Finish | Kill | Note

@@ -1,0 +1,98 @@
+"""The one place that knows HTTP statuses: every error of ours, and every one of the framework's, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from shared import errors, logs
+from shared.errors import ReplicastError
+
+STATUS: dict[type[ReplicastError], int] = {
+    errors.BadInput: 400,
+    errors.BadJson: 400,
+    errors.UnknownParameter: 400,
+    errors.UnsupportedSize: 400,
+    errors.UnsupportedOperation: 400,
+    errors.UnknownModel: 404,
+    errors.RouteNotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.QueueFull: 429,
+    errors.Cancelled: 499,
+    errors.JobFailed: 500,
+    errors.InvalidOutput: 500,
+    errors.LoadFailed: 500,
+    errors.WireError: 500,
+    errors.ConfigError: 500,
+    errors.Internal: 500,
+    errors.ReplicaFailed: 502,
+    errors.Poison: 502,
+    errors.NotReady: 503,
+    errors.Draining: 503,
+    errors.Behind: 503,
+    errors.Expired: 504,
+    errors.OutOfMemory: 507,
+}
+_KINDS = {404: "not_found_error", 429: "rate_limit_error"}
+
+log = logs.get("http")
+
+
+def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Response:
+    """The response for an error, all four keys in it."""
+    status = STATUS[type(error)]
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    headers = dict(headers or {})
+    if error.retry_after_seconds is not None:
+        # Spread, so that a crowd that was refused together does not come back together.
+        headers["retry-after"] = str(min(60, math.ceil(error.retry_after_seconds * random.uniform(1.0, 1.25))))
+    if status in (507, 502, 500):
+        # Trying again at once would only repeat it: a client's automatic retry is told not to.
+        headers["x-should-retry"] = "false"
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this app in our shape."""
+    app.add_exception_handler(ReplicastError, _ours)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _ours(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ReplicastError)
+    return answer(error)
+
+
+async def _framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = logs.redact(request.url.path[:200])
+    known: dict[int, ReplicastError] = {
+        404: errors.RouteNotFound(f"There is nothing at {path}."),
+        405: errors.MethodNotAllowed(f"{request.method[:16]} is not allowed on {path}."),
+        413: errors.TooLarge("The request body is too large."),
+    }
+    return answer(
+        known.get(error.status_code) or errors.BadInput("The request cannot be understood."), dict(error.headers or {})
+    )
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    place = error.errors()[0]["loc"] if error.errors() else ()
+    return answer(errors.BadInput("The request is not valid.", param=str(place[-1]) if place else None))
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    # The trace is logged by the front; the client gets a request id to quote.
+    return answer(errors.Internal("The server made a mistake; the log has it under this request's id."))

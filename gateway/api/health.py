@@ -1,0 +1,37 @@
+"""Health and figures: live is not ready, and neither ever waits for a device."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.api.state import State
+from gateway.health import readiness
+from gateway.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+@router.get("/healthz")
+@router.get("/health")
+async def live() -> Response:
+    """The loop answers."""
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+@router.get("/readyz")
+async def ready(request: Request) -> Response:
+    """200 when every model has a replica in step; else 503, with the reasons by model and worker."""
+    state: State = request.app.state.replicast
+    is_ready, story = readiness(state.serving.pool, state.serving.supervisor.facts)
+    headers = {} if is_ready else {"retry-after": "1"}
+    return Response(orjson.dumps(story), 200 if is_ready else 503, headers, media_type="application/json")
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    state: State = request.app.state.replicast
+    return Response(state.metrics.text(), media_type=CONTENT_TYPE)

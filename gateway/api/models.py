@@ -1,0 +1,96 @@
+"""GET /v1/models and /v1/models/{id}: what can be asked for now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.api.generations import MAX_IMAGES, MAX_SEED
+from gateway.api.state import State
+from gateway.health import ready_replicas
+from shared.messages import ModelCard
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """The models that can serve now; with `?all=true` every one that is configured."""
+    state: State = request.app.state.replicast
+    everything = request.query_params.get("all") == "true"
+    rows = [
+        _row(state, model.id)
+        for model in state.serving.pool.wanted.models
+        if everything or ready_replicas(state.serving.pool, model.id)
+    ]
+    return _json({"object": "list", "data": rows})
+
+
+# An id may contain slashes, raw or as %2F.
+@router.get("/v1/models/{model:path}")
+async def get_model(request: Request, model: str) -> Response:
+    """One configured model, ready or not."""
+    state: State = request.app.state.replicast
+    state.wanted(model)
+    return _json(_row(state, model))
+
+
+def _row(state: State, model: str) -> dict[str, Any]:
+    replicas = ready_replicas(state.serving.pool, model)
+    card = state.find_card(model)
+    row: dict[str, Any] = {
+        "id": model,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "replicast",
+        "backend": state.wanted(model).backend,
+        "ready": replicas > 0,
+        "replicas_ready": replicas,
+    }
+    return row | _abilities(card) if card else row
+
+
+def _abilities(card: ModelCard) -> dict[str, Any]:
+    return {
+        "family": card.family,
+        "revision": card.revision,
+        "description": card.description,
+        "capabilities": list(card.tasks),
+        "recommended_steps": card.steps,
+        "recommended_guidance": card.guidance,
+        "vocabulary": list(card.vocabulary),
+        "generation_parameters": {
+            "prompt": {"type": "string", "required": True},
+            "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "default": 1},
+            "size": _sizes(card),
+            "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+            "steps": {"type": "integer", "minimum": 1, "maximum": card.max_steps, "default": card.steps},
+            "guidance": {"type": "number", "minimum": 0, "maximum": card.max_guidance, "default": card.guidance},
+            "negative_prompt": {"type": "string", "supported": card.negative_prompt},
+            "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
+        },
+    }
+
+
+def _sizes(card: ModelCard) -> dict[str, Any]:
+    rule = card.sizes
+    sizes: dict[str, Any] = {"type": "string", "default": str(rule.default)}
+    if rule.allowed:
+        sizes["enum"] = ["auto", *(str(size) for size in rule.allowed)]
+    else:
+        sizes |= {
+            "multiple": rule.multiple,
+            "minimum_side": rule.min_side,
+            "maximum_side": rule.max_side,
+            "maximum_pixels": rule.max_pixels,
+        }
+    if rule.native:
+        sizes |= {"native": str(rule.native), "enlargement": rule.enlargement}
+    return sizes
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -1,0 +1,46 @@
+"""What the routes are handed: one object made by the app, nothing global."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.metrics import Metrics
+from gateway.serving import Serving
+from gateway.settings import Settings
+from shared.errors import NotReady, UnknownModel
+from shared.messages import ModelCard, WantedModel
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The server behind the routes; `created` is its start in Unix seconds."""
+
+    settings: Settings
+    serving: Serving
+    metrics: Metrics
+    created: int
+
+    @property
+    def default_model(self) -> str:
+        """The model of a request that names none: the first that was configured."""
+        return self.serving.pool.wanted.models[0].id
+
+    def wanted(self, model: str) -> WantedModel:
+        """The configured model of this id. Raises UnknownModel."""
+        for wanted in self.serving.pool.wanted.models:
+            if wanted.id == model:
+                return wanted
+        raise UnknownModel(f"The model '{model[:256]}' does not exist.", param="model")
+
+    def find_card(self, model: str) -> ModelCard | None:
+        """What this model can do, if any worker holds it."""
+        self.wanted(model)
+        workers = self.serving.pool.workers.values()
+        return next((card for worker in workers if (card := worker.card(model))), None)
+
+    def card(self, model: str) -> ModelCard:
+        """What this model can do. Raises UnknownModel, or NotReady while no worker holds it."""
+        card = self.find_card(model)
+        if card is None:
+            raise NotReady(f"No replica of '{model}' is ready; GET /readyz says why.", retry_after_seconds=2)
+        return card

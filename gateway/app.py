@@ -1,0 +1,90 @@
+"""The app: its lifespan starts and stops everything long-lived, its routers answer, its front stamps every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from gateway import web
+from gateway.api import errors, health, images, models
+from gateway.api.state import State
+from gateway.front import Front
+from gateway.home import Home
+from gateway.launchers import Slot
+from gateway.launchers.local import Local
+from gateway.limits import Limits
+from gateway.metrics import Metrics
+from gateway.serving import Serving
+from gateway.settings import Settings
+from gateway.supervisor import RestartPolicy
+
+_LAG_SECONDS = 0.25
+
+
+def create(settings: Settings, slots: tuple[Slot, ...], home: Home) -> tuple[ASGIApp, State]:
+    """The server as an ASGI app, and the state behind it. `home` is entered; nothing runs before the lifespan."""
+    term = home.next_term()
+    metrics = Metrics(term)
+    serving = Serving(
+        settings.models(),
+        slots,
+        limits=_limits(settings),
+        policy=_policy(settings),
+        term=term,
+        socket_folder=home.socket_folder(),
+        launcher=lambda endpoint: Local(endpoint, settings.log_level, settings.log_format),
+        noted=lambda event: metrics.events.labels(event).inc(),
+    )
+    metrics.watch(serving.pool, lambda: serving.supervisor.facts)
+    state = State(settings, serving, metrics, created=int(time.time()))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Server.serve() raises the signal again at its end: what is not stopped in here is never stopped.
+        async with AsyncExitStack() as stack:
+            lag = asyncio.create_task(_watch_lag(metrics))
+            stack.callback(lag.cancel)
+            serving.start()
+            stack.push_async_callback(serving.stop)
+            yield
+
+    app = FastAPI(title="Replicast", version=version("replicast"), lifespan=lifespan, redirect_slashes=False)
+    app.state.replicast = state
+    errors.install(app)
+    for room in (images, models, health, web):
+        app.include_router(room.router)
+    return Front(app, metrics), state
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        ping_seconds=settings.ping_seconds,
+        suspect_after=settings.suspect_after_pings,
+        gone_after=settings.gone_after_pings,
+        load_seconds=settings.load_seconds,
+        max_attempts=settings.max_attempts,
+        max_queue=settings.max_queue,
+    )
+
+
+def _policy(settings: Settings) -> RestartPolicy:
+    return RestartPolicy(
+        backoff_seconds=settings.restart_backoff_seconds,
+        limit=settings.restart_limit,
+        window_seconds=settings.restart_window_seconds,
+        retry_seconds=settings.quarantine_seconds,
+    )
+
+
+async def _watch_lag(metrics: Metrics) -> None:
+    """Observe how late the loop wakes: the one figure that shows a blocking call."""
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(_LAG_SECONDS)
+        metrics.lag.observe(max(0.0, time.monotonic() - began - _LAG_SECONDS))

@@ -1,0 +1,73 @@
+"""The data folder: whose it is, how often a gateway has started on it, and the private folder of its socket."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shared.errors import ConfigError
+
+
+class Home:
+    """The data folder while this process owns it. Use as a context manager; a second owner is refused."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().absolute()
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        """Take the folder. Raises ConfigError if another gateway has it, or it cannot be written."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"--data-dir {self.folder} cannot be used: {error.strerror}", param="data_dir") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._lock)
+            raise ConfigError(
+                f"--data-dir {self.folder} is in use by a running gateway (process {owner}): "
+                "stop it, or give another --data-dir",
+                param="data_dir",
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+        folder = self.socket_folder()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def next_term(self) -> int:
+        """The number of this start: one more than the last, kept durably before it is used."""
+        path = self.folder / "term"
+        try:
+            term = int(path.read_text()) + 1 if path.exists() else 1
+        except ValueError as error:
+            raise ConfigError(
+                f"{path} does not hold a number: restore it, or remove it if nothing else is kept here"
+            ) from error
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="term.", delete=False) as new:
+            new.write(str(term))
+            new.flush()
+            os.fsync(new.fileno())
+        Path(new.name).replace(path)
+        return term
+
+    def socket_folder(self) -> Path:
+        """Where the workers' socket lives, one per data folder: short, since its path is limited to 107 bytes."""
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        name = f"replicast-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+        return Path(runtime) / name if runtime else Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"

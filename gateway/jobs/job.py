@@ -1,0 +1,105 @@
+"""The job: one picture that was accepted, its states, and the attempts at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.uploads import image_type
+from shared.errors import ReplicastError
+from shared.messages import Done, ImageFacts, Parameters, Run, Task, Timings, WantedModel
+from shared.wire import Buffer
+
+
+class JobState(StrEnum):
+    """QUEUED -> RUNNING -> SUCCEEDED | FAILED | CANCELLED, and RUNNING -> QUEUED when a worker is lost."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job brought: one encoded image per seed, as they came over the wire."""
+
+    images: tuple[Buffer, ...]
+    facts: tuple[ImageFacts, ...]
+    timings: Timings
+    worker: str
+    attempts: int
+    queue_ms: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One unit of dispatch. Times are the gateway's monotonic seconds, handed in by whoever holds the clock.
+
+    `attempt` numbers the dispatches, and fences results; `crashes` counts the workers that died with this job started,
+    which is what `max_attempts` bounds: work that had not started is handed out again at no cost.
+    """
+
+    id: str
+    model: str
+    task: Task
+    parameters: Parameters
+    seeds: tuple[int, ...]
+    deadline: float
+    submitted: float
+    request_id: str = ""
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    crashes: int = 0
+    started: bool = False
+    dispatched: float = 0.0
+    step: int = 0
+    worker: str = ""
+    blamed: list[str] = field(default_factory=list)
+
+    def run(self, model: WantedModel) -> Run:
+        """The message that hands out the present attempt, to be made with this state of its model."""
+        return Run(
+            job=self.id,
+            attempt=self.attempt,
+            model=self.model,
+            task=self.task,
+            seeds=self.seeds,
+            parameters=self.parameters,
+            epoch=model.epoch,
+            digest=model.digest,
+            request_id=self.request_id,
+        )
+
+    def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
+        """Whether a result is what was asked for, by count, first bytes and declared sizes: nothing is decoded."""
+        form, size = self.parameters.output_format, (self.parameters.width, self.parameters.height)
+        return len(images) == len(done.images) == len(self.seeds) and all(
+            image_type(data) == form and len(data) == facts.bytes and (facts.width, facts.height) == size
+            for data, facts in zip(images, done.images, strict=True)
+        )
+
+    def move(self, state: JobState) -> None:
+        """Go to `state`; a move that MOVES does not have is a bug of ours and raises."""
+        if state not in MOVES[self.state]:
+            raise RuntimeError(f"job {self.id}: {self.state} -> {state} is no move")
+        self.state = state
+
+    @property
+    def over(self) -> bool:
+        """Whether the job has its one answer."""
+        return not MOVES[self.state]
+
+
+Outcome = Result | ReplicastError

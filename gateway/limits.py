@@ -1,0 +1,17 @@
+"""The bounds that the pool keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The pool's bounds. Silence is counted in pings, loading in ticks of `ping_seconds`."""
+
+    ping_seconds: float = 1.0
+    suspect_after: int = 2
+    gone_after: int = 5
+    load_seconds: float = 900.0
+    max_attempts: int = 3
+    max_queue: int = 1000

@@ -1,0 +1,357 @@
+"""Every decision: who works, who waits, who gets what, who is gone.
+
+There is no socket, no task, no clock and no await in here. Events go in as method calls, each with the moment it
+happened (monotonic seconds); what is to be done comes out as actions, in order. A peer can be wrong or hostile: its
+messages are answered, dropped or end its session, and never make the pool raise. An illegal move of our own does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway import dispatch
+from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.backlog import Backlog
+from gateway.door import Door
+from gateway.jobs.job import Job, JobState, Result
+from gateway.limits import Limits
+from gateway.pace import Pace
+from gateway.workers import State, Worker
+from shared import messages as m
+from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
+from shared.wire import Buffer, Packet, Stamp
+
+
+class Pool:
+    """The one owner of workers and waiting jobs. `term` numbers the starts of this gateway."""
+
+    def __init__(self, models: Iterable[m.WantedModel], limits: Limits, *, term: int) -> None:
+        self.limits = limits
+        self.wanted = m.Wanted(version=1, models=tuple(models))
+        self.workers: dict[str, Worker] = {}
+        self.jobs: dict[str, Job] = {}
+        self.draining = False
+        self._term = term
+        self._peers: dict[bytes, Worker] = {}
+        self._door = Door()
+        self._backlog = Backlog(model.id for model in self.wanted.models)
+        self._sessions = 0
+        self._pace = Pace()
+        self._out: list[Action] = []
+
+    # Events from those who want pictures
+
+    def submit(self, job: Job, now: float) -> list[Action]:
+        """Take a job. Raises UnknownModel, Draining, NotReady or QueueFull, and then has not taken it."""
+        model = job.model
+        if model not in self._backlog:
+            raise UnknownModel(f"The model {model!r} does not exist.", param="model")
+        if self.draining:
+            raise Draining("The server is shutting down.", retry_after_seconds=5)
+        if not any(w.state is State.READY and w.card(model) for w in self.workers.values()):
+            raise NotReady(f"No replica of {model!r} is ready: {self._why(model)}.", retry_after_seconds=2)
+        if self._backlog.waiting(model) >= self.limits.max_queue:
+            raise QueueFull(f"The queue of {model!r} is full.", retry_after_seconds=self.eta_seconds(model))
+        self.jobs[job.id] = job
+        self._backlog.add(job)
+        return self._settle(now)
+
+    def cancel(self, job_id: str, now: float) -> list[Action]:
+        """Nobody waits for this job: it leaves the queue at once, or stops at its next step."""
+        job = self.jobs.get(job_id)
+        if job is not None:
+            self._abandon(job, Cancelled("The client went away."))
+        return self._settle(now)
+
+    def drain(self, now: float) -> list[Action]:
+        """Take no new jobs; what was taken is finished."""
+        self.draining = True
+        return self._settle(now)
+
+    def dismiss(self, now: float) -> list[Action]:
+        """Tell every worker to finish and leave: the last thing a gateway says."""
+        for worker in self.workers.values():
+            if worker.state is not State.DRAINING:
+                worker.move(State.DRAINING)
+                self._send(worker, m.Drain(reason="shutdown"))
+        return self._settle(now)
+
+    def eta_seconds(self, model: str) -> float:
+        """How long a job submitted now would wait, as `Pace` has learned."""
+        holders = sum(1 for worker in self.workers.values() if worker.card(model))
+        return self._pace.wait_seconds(model, ahead=self._backlog.waiting(model), replicas=holders)
+
+    # Events from those who keep workers
+
+    def expect(self, name: str, token: str, now: float) -> list[Action]:
+        """A worker of this name is being started and will show this token."""
+        self._door.expect(name, token)
+        return self._settle(now)
+
+    def exited(self, name: str, reason: str, now: float) -> list[Action]:
+        """The process of this worker has ended; it will be started again unless `given_up` says otherwise."""
+        self._door.close(name)
+        if worker := self.workers.get(name):
+            self._lose(worker, reason)
+        return self._settle(now)
+
+    def given_up(self, name: str, reason: str, now: float) -> list[Action]:
+        """This worker will not be started again for a while; if none is left to hope for, nobody waits for it."""
+        self._door.give_up(name, reason)
+        return self._settle(now)
+
+    def want(self, models: Iterable[m.WantedModel], now: float) -> list[Action]:
+        """The wanted state is now this, for every worker."""
+        self.wanted = m.Wanted(version=self.wanted.version + 1, models=tuple(models))
+        for job in self._backlog.keep(model.id for model in self.wanted.models):
+            self._finish(job, JobState.FAILED, _unloaded(job))
+        for worker in self.workers.values():
+            worker.applying_ticks = 0
+            self._send(worker, m.Want(wanted=self.wanted))
+        return self._settle(now)
+
+    def tick(self, now: float, *, punctual: bool = True) -> list[Action]:
+        """`ping_seconds` have passed. Not `punctual`: we ourselves were held up, and nobody is blamed for silence."""
+        for job in [job for job in self.jobs.values() if job.deadline <= now]:
+            self._abandon(job, Expired("The request took longer than its timeout."))
+        for worker in list(self.workers.values()):
+            worker.passed(punctual=punctual, version=self.wanted.version)
+            if worker.applying_ticks * self.limits.ping_seconds > self.limits.load_seconds:
+                self._condemn(worker, "load_timeout")
+            # Loading holds the interpreter for seconds at a time: then only its own bound counts.
+            elif not worker.applying_ticks and worker.missed >= self.limits.gone_after:
+                self._condemn(worker, "silent")
+            else:
+                worker.heard = False
+                worker.pings += 1
+                self._send(worker, m.Ping(count=worker.pings))
+        return self._settle(now)
+
+    # Events from the wire
+
+    def received(self, peer: bytes, packet: Packet, now: float) -> list[Action]:
+        """A packet from a peer, who may be anybody."""
+        message, stamp = packet.message, packet.stamp
+        if isinstance(message, m.Hello):
+            self._introduced(peer, message)
+            return self._settle(now)
+        worker = self._peers.get(peer)
+        if worker is None or stamp.session != worker.session:
+            self._note("stranger_message", type=type(message).__name__)
+        elif stamp.seq <= worker.seq:
+            self._note("replayed_message", worker=worker.name, type=type(message).__name__)
+        elif not worker.may_say(message):
+            self._note("illegal_message", worker=worker.name, type=type(message).__name__)
+            self._condemn(worker, "illegal_message")
+        else:
+            worker.seq, worker.heard, worker.missed = stamp.seq, True, 0
+            self._heard(worker, message, packet.attachments, now)
+        return self._settle(now)
+
+    def garbage(self, peer: bytes, problem: str, now: float) -> list[Action]:
+        """Frames from a peer that are no message."""
+        self._note("wire_error", problem=problem)
+        if worker := self._peers.get(peer):
+            self._condemn(worker, "wire_error")
+        return self._settle(now)
+
+    def undeliverable(self, peer: bytes, reason: str, now: float) -> list[Action]:
+        """A message could not be handed to this peer: it is gone, or stuck."""
+        if worker := self._peers.get(peer):
+            self._condemn(worker, reason)
+        return self._settle(now)
+
+    def _introduced(self, peer: bytes, hello: m.Hello) -> None:
+        if refusal := self._door.refusal(hello):
+            self._note("worker_rejected", worker=hello.name[:64], code=refusal[0])
+            self._out.append(Send(peer, m.Reject(code=refusal[0], message=refusal[1]), Stamp(term=self._term)))
+            return
+        # The newer life of a name wins, and a connection has one session.
+        for old in dict.fromkeys((self._peers.get(peer), self.workers.get(hello.name))):
+            if old is not None:
+                if old.peer != peer:
+                    self._send(old, m.Bye(reason="superseded"))
+                self._lose(old, "superseded")
+        self._sessions += 1
+        worker = Worker.from_hello(peer, f"{self._term}-{self._sessions}", hello)
+        self.workers[worker.name] = self._peers[peer] = worker
+        self._send(worker, m.Welcome(session=worker.session, wanted=self.wanted, ping_seconds=self.limits.ping_seconds))
+        for held in hello.running:
+            # Its attempt was given to somebody else when the former session ended.
+            self._send(worker, m.Cancel(job=held.job, attempt=held.attempt))
+        self._note("worker_joined", worker=worker.name, pid=worker.pid, session=worker.session)
+
+    def _heard(self, worker: Worker, message: m.Message, attachments: tuple[Buffer, ...], now: float) -> None:
+        match message:
+            case m.Ack():
+                self._acknowledged(worker, message)
+            case m.Pong():
+                worker.steps, worker.memory_bytes = message.steps, message.memory_bytes
+            case m.Progress():
+                if job := self._running(worker, message):
+                    job.started, job.step = True, message.step
+            case m.Done():
+                self._done(worker, message, attachments, now)
+            case m.Failed():
+                self._failed(worker, message)
+            case m.Drain():
+                if worker.state is not State.DRAINING:
+                    worker.move(State.DRAINING)
+            case m.Bye():
+                self._lose(worker, f"bye: {message.reason}"[:100])
+
+    def _acknowledged(self, worker: Worker, ack: m.Ack) -> None:
+        worker.version = ack.version
+        worker.outcomes = {outcome.model: outcome for outcome in ack.outcomes}
+        digests = {model.id: model.digest for model in self.wanted.models}
+        wrong = any(o.card and o.digest != digests.get(o.model) for o in ack.outcomes)
+        if ack.version == self.wanted.version and wrong:
+            self._condemn(worker, "digest_mismatch")
+        elif ack.version == self.wanted.version and worker.state is State.LOADING:
+            worker.move(State.READY)
+            self._note("worker_ready", worker=worker.name, models=sum(1 for o in ack.outcomes if o.card))
+
+    def _running(self, worker: Worker, message: m.Progress | m.Done | m.Failed) -> Job | None:
+        """The job this worker speaks of, if it is its current attempt; results of any other are stale."""
+        job = worker.jobs.get(message.job)
+        if job is None or job.attempt != message.attempt:
+            self._note("stale_result", worker=worker.name, type=type(message).__name__)
+            return None
+        return job
+
+    def _done(self, worker: Worker, done: m.Done, images: tuple[Buffer, ...], now: float) -> None:
+        job = self._running(worker, done)
+        if job is None:
+            return
+        if not job.accepts(done, images):
+            self._note("bad_result", worker=worker.name, job=job.id)
+            self._condemn(worker, "bad_result")
+            return
+        del worker.jobs[job.id]
+        worker.served += 1
+        if job.over:
+            return
+        self._pace.learn(job.model, done.timings.inference_ms / 1000)
+        result = Result(
+            images,
+            done.images,
+            done.timings,
+            worker.name,
+            job.attempt,
+            queue_ms=(job.dispatched - job.submitted) * 1000,
+        )
+        self._finish(job, JobState.SUCCEEDED, result)
+
+    def _failed(self, worker: Worker, failed: m.Failed) -> None:
+        job = self._running(worker, failed)
+        if job is None:
+            return
+        del worker.jobs[job.id]
+        if job.over:
+            return
+        if failed.problem.code == "behind":
+            # Its own word that it is not in step: it gets the whole state again, the job costs no crash.
+            worker.version = -1
+            self._send(worker, m.Want(wanted=self.wanted))
+            self._requeue([job])
+        else:
+            self._finish(job, JobState.FAILED, failed.problem.error())
+
+    # What follows from events
+
+    def _condemn(self, worker: Worker, reason: str) -> None:
+        self._lose(worker, reason)
+        self._out.append(Kill(worker.name, reason))
+
+    def _lose(self, worker: Worker, reason: str) -> None:
+        """The session is over: what was started is run again within its attempts, the rest goes back to the head."""
+        worker.move(State.GONE)
+        self._peers.pop(worker.peer, None)
+        self.workers.pop(worker.name, None)
+        jobs, worker.jobs = [job for job in worker.jobs.values() if not job.over], {}
+        again = []
+        for job in jobs:
+            job.crashes += job.started
+            if job.crashes >= self.limits.max_attempts:
+                self._note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
+                self._finish(
+                    job, JobState.FAILED, Poison(f"The workers that ran this request died, {job.crashes} times.")
+                )
+            else:
+                again.append(job)
+        self._requeue(again)
+        self._note("worker_lost", worker=worker.name, reason=reason, requeued=len(again))
+
+    def _requeue(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.model not in self._backlog:
+                self._finish(job, JobState.FAILED, _unloaded(job))
+                continue
+            job.move(JobState.QUEUED)
+            job.started, job.step, job.worker = False, 0, ""
+            self._backlog.give_back(job)
+            self._note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
+
+    def _abandon(self, job: Job, why: ReplicastError) -> None:
+        """End a job that nobody waits for, wherever it is."""
+        if job.state is JobState.QUEUED:
+            self._backlog.remove(job)
+        elif worker := self.workers.get(job.worker):
+            # It keeps its place in the worker until the worker says that the device is free again.
+            self._send(worker, m.Cancel(job=job.id, attempt=job.attempt))
+        self._finish(job, JobState.CANCELLED if isinstance(why, Cancelled) else JobState.FAILED, why)
+
+    def _finish(self, job: Job, state: JobState, outcome: Result | ReplicastError) -> None:
+        job.move(state)
+        self.jobs.pop(job.id, None)
+        self._out.append(Finish(job, outcome))
+
+    def _settle(self, now: float) -> list[Action]:
+        """Hand out what can be handed out, and return everything that has been decided."""
+        for model, queue in self._backlog:
+            while queue:
+                worker = dispatch.choose(
+                    self.workers.values(),
+                    queue[0],
+                    version=self.wanted.version,
+                    suspect_after=self.limits.suspect_after,
+                )
+                if worker is None:
+                    break
+                self._start(queue.popleft(), worker, now)
+            if queue and not self._hope(model):
+                for job in list(queue):
+                    self._abandon(
+                        job, NotReady(f"No replica of {model!r} is left: {self._why(model)}.", retry_after_seconds=30)
+                    )
+        actions, self._out = self._out, []
+        return actions
+
+    def _start(self, job: Job, worker: Worker, now: float) -> None:
+        state = next(model for model in self.wanted.models if model.id == job.model)
+        job.move(JobState.RUNNING)
+        job.attempt += 1
+        job.dispatched, job.worker = now, worker.name
+        worker.jobs[job.id] = job
+        self._send(worker, job.run(state))
+
+    def _hope(self, model: str) -> bool:
+        """Whether a worker holds this model, may come to hold it, or is on its way."""
+        return self._door.awaited(self.workers) or any(
+            worker.card(model) or worker.version != self.wanted.version for worker in self.workers.values()
+        )
+
+    def _why(self, model: str) -> str:
+        problems = [o.problem.message for w in self.workers.values() if (o := w.outcomes.get(model)) and o.problem]
+        return (problems or list(self._door.given_up.values()) or ["workers are starting"])[0]
+
+    def _send(self, worker: Worker, message: m.Message) -> None:
+        worker.sent += 1
+        self._out.append(Send(worker.peer, message, Stamp(self._term, "", worker.session, worker.sent)))
+
+    def _note(self, event: str, **fields: object) -> None:
+        self._out.append(Note(event, fields))
+
+
+def _unloaded(job: Job) -> UnknownModel:
+    return UnknownModel(f"The model {job.model!r} was unloaded.", param="model")

@@ -1,0 +1,151 @@
+"""Runs the server: binds first, says where it is, drains on the first signal, leaves at once on the second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from gateway import app
+from gateway.api.state import State
+from gateway.health import readiness
+from gateway.home import Home
+from gateway.settings import Settings
+from gateway.slots import plan
+from shared import devices, logs
+from shared.errors import ConfigError
+
+_LOOK_SECONDS = 0.05
+_BACKLOG = 2048
+
+log = logs.get("serve")
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit status. Raises ConfigError for what keeps it from starting."""
+    logs.setup(settings.log_level, settings.log_format)
+    gpus = [gpu.name for gpu in devices.visible_gpus()] if settings.device in ("auto", "cuda") else []
+    slots = plan(settings, gpus=gpus, cores=devices.cpu_count(), mps=devices.has_mps())
+    with contextlib.closing(_bind(settings)) as listener, Home(settings.data_dir) as home:
+        asgi, state = app.create(settings, slots, home)
+        config = uvicorn.Config(
+            asgi,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=5,
+            ws="none",
+        )
+        server = _Server(config)
+        address = _address(settings.host, listener)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_run(server, state, listener, address))
+        return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals: its own would be raised again at the end, and the exit status would be theirs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(server: _Server, state: State, listener: socket.socket, address: str) -> None:
+    loop = asyncio.get_running_loop()
+    leaving = asyncio.Event()
+
+    def told() -> None:
+        if leaving.is_set():
+            log.warning("leaving_now")
+            server.should_exit = server.force_exit = True
+        leaving.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    helpers = [
+        asyncio.create_task(_announce(server, state, address)),
+        asyncio.create_task(_leave(server, state, leaving)),
+    ]
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in helpers:
+            task.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+
+
+async def _announce(server: _Server, state: State, address: str) -> None:
+    """Say where we are as soon as we listen, and that we are ready as soon as that is true."""
+    serving, model = state.serving, state.default_model
+    request = json.dumps({"model": model, "prompt": "a red circle on a blue background", "size": "512x512"})
+    await _until(lambda: server.started)
+    _say(f"""
+  Replicast  {address}
+  serving    {", ".join(wanted.id for wanted in serving.pool.wanted.models)}, replicas: {len(serving.supervisor.facts)}
+  page       {address}/
+  try        curl -s {address}/v1/images/generations -d {shlex.quote(request)} \\
+               | sed 's/.*"b64_json":"\\([^"]*\\)".*/\1/' | base64 -d > out.png
+  stop       Ctrl-C
+""")
+    began = time.monotonic()
+    await _until(lambda: readiness(serving.pool, serving.supervisor.facts)[0])
+    log.info("ready", seconds=round(time.monotonic() - began, 1))
+    _say(f"ready {address}")
+
+
+async def _leave(server: _Server, state: State, leaving: asyncio.Event) -> None:
+    """Once told to leave: refuse new work, finish what was accepted within its time, then let the server end."""
+    await leaving.wait()
+    serving, seconds = state.serving, state.settings.drain_seconds
+    log.info("draining", jobs=len(serving.pool.jobs), seconds=seconds)
+    serving.drain()
+    try:
+        async with asyncio.timeout(seconds):
+            await _until(lambda: serving.idle)
+    except TimeoutError:
+        log.warning("drain_timeout", jobs=len(serving.pool.jobs))
+    server.should_exit = True
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    """Wait for what has no event of its own: it happens once in a server's life."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+            "give another --port, or 0 for a free one",
+            param="port",
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{shown}:{port}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,149 @@
+"""Carries out what the pool decides: the pool, the hub and the supervisor meet here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from gateway import hub, supervisor
+from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.hub import Hub
+from gateway.jobs.job import Job, Outcome, Result
+from gateway.launchers import Launcher, Slot
+from gateway.limits import Limits
+from gateway.pool import Pool
+from gateway.supervisor import RestartPolicy, Supervisor
+from shared import logs
+from shared.errors import ReplicastError
+from shared.messages import WantedModel
+
+_WORKER_GRACE_SECONDS = 5.0
+_LATE = 0.5
+
+log = logs.get("pool")
+
+
+class Serving:
+    """Everything behind the HTTP routes. `run` is the one way in; `start` and `stop` belong to the app's lifespan."""
+
+    def __init__(
+        self,
+        models: Iterable[WantedModel],
+        slots: Iterable[Slot],
+        *,
+        limits: Limits,
+        policy: RestartPolicy,
+        term: int,
+        socket_folder: Path,
+        launcher: Callable[[str], Launcher],
+        noted: Callable[[str], None],
+    ) -> None:
+        self.pool = Pool(models, limits, term=term)
+        self.hub = Hub(socket_folder)
+        self._noted = noted
+        self._answers: dict[str, asyncio.Future[Outcome]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        ears = supervisor.Ears(
+            expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
+            exited=lambda name, reason: self._do(self.pool.exited(name, reason, time.monotonic())),
+            given_up=lambda name, reason: self._do(self.pool.given_up(name, reason, time.monotonic())),
+        )
+        self.supervisor = Supervisor(launcher(self.hub.endpoint), slots, policy, ears)
+
+    def start(self) -> None:
+        """Open the socket and start the workers."""
+        self.hub.open()
+        ears = hub.Ears(
+            received=lambda peer, packet: self._do(self.pool.received(peer, packet, time.monotonic())),
+            garbage=lambda peer, problem: self._do(self.pool.garbage(peer, problem, time.monotonic())),
+            undeliverable=lambda peer, reason: self._do(self.pool.undeliverable(peer, reason, time.monotonic())),
+        )
+        self._ears = ears
+        self._tasks = [
+            asyncio.create_task(self._forever(lambda: self.hub.listen(ears)), name="hub"),
+            asyncio.create_task(self._forever(self._tick), name="tick"),
+        ]
+        self.supervisor.start()
+
+    async def run(self, jobs: list[Job]) -> list[Result]:
+        """Submit jobs that belong together and wait for all of them. One that fails takes the others with it.
+
+        Raises what the pool or a worker says of the first that cannot be had. Cancelled, it abandons all of them.
+        """
+        loop = asyncio.get_running_loop()
+        answers = []
+        try:
+            for job in jobs:
+                answer: asyncio.Future[Outcome] = loop.create_future()
+                self._answers[job.id] = answer
+                answers.append(answer)
+                self._do(self.pool.submit(job, time.monotonic()))
+            results = []
+            for outcome in asyncio.as_completed(answers):
+                if isinstance(got := await outcome, ReplicastError):
+                    raise got
+                results.append(got)
+            return [answer.result() for answer in answers]  # type: ignore[misc]
+        finally:
+            for job in jobs:
+                if self._answers.pop(job.id, None) is not None and not job.over:
+                    self._do(self.pool.cancel(job.id, time.monotonic()))
+
+    def drain(self) -> None:
+        """Take no new jobs."""
+        self._do(self.pool.drain(time.monotonic()))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no accepted job is waiting for its answer."""
+        return not self.pool.jobs
+
+    async def stop(self) -> None:
+        """Dismiss the workers, reap them, close the socket."""
+        self._do(self.pool.dismiss(time.monotonic()))
+        await self.supervisor.stop(_WORKER_GRACE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.hub.close()
+
+    async def _forever(self, sense: Callable[[], Awaitable[None]]) -> None:
+        """Keep one of the server's senses alive: a bug in it is logged and counted, and never leaves us deaf."""
+        while True:
+            try:
+                await sense()
+            except Exception:
+                self._noted("task_restarted")
+                log.exception("task_restarted")
+                await asyncio.sleep(0.1)
+
+    async def _tick(self) -> None:
+        """Tell the pool that time has passed."""
+        seconds = self.pool.limits.ping_seconds
+        while True:
+            asleep = time.monotonic()
+            await asyncio.sleep(seconds)
+            now = time.monotonic()
+            self._do(self.pool.tick(now, punctual=now - asleep < seconds * (1 + _LATE)))
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    problem = self.hub.send(action.peer, action.message, action.stamp, action.attachments)
+                    if problem is not None:
+                        log.warning("undeliverable", type=type(action.message).__name__, problem=problem)
+                        # Not from here: the pool has decided more, and that comes first.
+                        asyncio.get_running_loop().call_soon(self._ears.undeliverable, action.peer, problem)
+                case Finish():
+                    answer = self._answers.get(action.job.id)
+                    if answer is not None and not answer.done():
+                        answer.set_result(action.outcome)
+                case Kill():
+                    log.error("worker_killed", worker=action.worker, reason=action.reason)
+                    self.supervisor.kill(action.worker)
+                case Note():
+                    self._noted(action.event)
+                    log.info(action.event, **action.fields)

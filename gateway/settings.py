@@ -1,0 +1,161 @@
+"""One frozen Settings, read once: flag over REPLICAST_* variable over configuration file over default.
+
+No other file reads the environment or the configuration. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared import sources
+from shared.errors import ConfigError
+from shared.logs import Format, Level
+from shared.messages import WantedModel
+
+_PREFIX = "REPLICAST_"
+# Said to a worker or read by the Makefile, not settings of the gateway.
+_NOT_OURS = ("REPLICAST_WORKER_", "REPLICAST_CONFIG")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _words(value: object) -> object:
+    """A list from a variable is words separated by spaces or commas."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+def _data_dir() -> Path:
+    home = os.environ.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "replicast"
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+
+
+class Settings(BaseSettings):
+    """All that an operator can set. Times are seconds."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=_PREFIX, nested_model_default_partial_update=False
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allow_anonymous: bool = Field(False, description="listen on an address others can reach, without keys")
+    model: Words = Field(
+        ("shapes",), description="model to serve: an embedded name, stub, or a Diffusers folder; repeatable"
+    )
+    num_gpus: int | None = Field(None, ge=1, le=1024, description="GPUs to use in all; without GPUs, replicas to start")
+    gpus_per_model: int = Field(1, ge=1, le=64, description="GPUs of one replica")
+    gpus: Words = Field((), description="GPUs to use, by index or UUID, separated by commas")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cuda|cpu|mps|stub(:[1-9]\d{0,2})?)$", description="auto, cuda, cpu, mps, or stub[:N]"
+    )
+    data_dir: Path = Field(default_factory=_data_dir, description="folder for all that is kept")
+    log_level: Level = Field("info", description="debug, info, warning or error")
+    log_format: Format = Field("text", description="text or json")
+    max_queue: int = Field(1000, ge=1, le=1_000_000, description="waiting images per model before 429")
+    max_attempts: int = Field(3, ge=1, le=10, description="workers that may die of one request before it fails")
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
+    )
+    drain_seconds: float = Field(30.0, ge=0, le=3600, description="time to finish running requests at shutdown")
+    ping_seconds: float = Field(1.0, ge=0.02, le=60, description="between two pings of a worker")
+    suspect_after_pings: int = Field(2, ge=1, le=1000, description="missed pings before a worker gets no new work")
+    gone_after_pings: int = Field(5, ge=2, le=10_000, description="missed pings before a worker is given up")
+    load_seconds: float = Field(900.0, gt=0, le=86_400, description="longest a worker may take to load its models")
+    restart_backoff_seconds: float = Field(
+        1.0, ge=0, le=60, description="second restart's delay; it doubles from there"
+    )
+    restart_limit: int = Field(5, ge=2, le=100, description="starts within the window that make a crash loop")
+    restart_window_seconds: float = Field(60.0, gt=0, le=86_400, description="window in which starts are counted")
+    quarantine_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="before a crash-looping worker is tried again"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _File(settings_cls)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.host not in _LOOPBACK and not self.allow_anonymous:
+            raise ValueError(
+                f"--host {self.host} can be reached by others and no key is set: add --allow-anonymous if that is meant"
+            )
+        if self.suspect_after_pings > self.gone_after_pings:
+            raise ValueError("suspect_after_pings must not be larger than gone_after_pings")
+        if not self.model:
+            raise ValueError("no model is named")
+        return self
+
+    def models(self) -> tuple[WantedModel, ...]:
+        """What to serve. Raises ConfigError for a source that is none, or two models under one id."""
+        models = tuple(sources.parse(text) for text in self.model)
+        for model in models:
+            if sum(other.id == model.id for other in models) > 1:
+                raise ConfigError(f"two models are called {model.id!r}: write name=source", param="model")
+        if self.device.startswith("stub"):
+            # On pretended devices nothing real can run: every model is played by the stub.
+            models = tuple(model.model_copy(update={"backend": "stub"}) for model in models)
+        return models
+
+
+class _File(PydanticBaseSettingsSource):
+    """The configuration file that `load` has read."""
+
+    content: Mapping[str, Any] = {}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self.content.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.content)
+
+
+def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from these flags (None: not given), the environment, and this file. Raises ConfigError."""
+    path = config or (Path(named) if (named := os.environ.get("REPLICAST_CONFIG")) else None)
+    _File.content = _read(path) if path else {}
+    _known(_File.content, f"in {path}")
+    ours = [name for name in os.environ if name.startswith(_PREFIX) and not name.startswith(_NOT_OURS)]
+    _known([name.removeprefix(_PREFIX).lower() for name in ours], "in the environment, after REPLICAST_")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "_".join(str(step) for step in first["loc"][:1])
+        flag = f"--{place.replace('_', '-')}: " if place else ""
+        raise ConfigError(flag + first["msg"].removeprefix("Value error, "), param=place or None) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: {path} cannot be read: {error.strerror}", param="config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {path} is not TOML: {error}", param="config") from error
+
+
+def _known(names: Mapping[str, Any] | list[str], where: str) -> None:
+    for name in names:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{name!r} {where} is no setting{hint}", param=name)

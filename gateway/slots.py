@@ -1,0 +1,50 @@
+"""Pure: which workers to start on this machine, from the settings and what devices there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.launchers import Slot
+from gateway.settings import Settings
+from shared import devices
+from shared.errors import ConfigError
+
+_CPU_REPLICAS = 2
+
+
+def plan(settings: Settings, *, gpus: Sequence[str], cores: int, mps: bool) -> tuple[Slot, ...]:
+    """One slot per replica: a slice of `gpus` each, or, without any, the `cores` divided between CPU replicas.
+
+    Raises ConfigError for a device that is not there, or more replicas than fit.
+    """
+    kind, _, pretended = settings.device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if gpus else "mps" if mps else "cpu"
+    per_model, count = settings.gpus_per_model, settings.num_gpus
+    match kind:
+        case "cuda":
+            if not gpus:
+                raise ConfigError(
+                    "--device cuda: no NVIDIA GPU is visible; `replicast doctor` says more", param="device"
+                )
+            cut = devices.slices(_chosen(settings, gpus), per_model, count)
+        case "mps":
+            if not mps:
+                raise ConfigError("--device mps: this is no machine with Apple's GPU", param="device")
+            cut = devices.slices(("mps",), 1, count)
+        case _:
+            total = count or int(pretended or _CPU_REPLICAS) * per_model
+            if pretended and count and count > int(pretended):
+                raise ConfigError(
+                    f"--num-gpus {count}: --device {settings.device} pretends {pretended}", param="num_gpus"
+                )
+            cut = devices.slices([str(index) for index in range(total)], per_model, total)
+    prefix = "gpu" if kind in ("cuda", "mps") else kind
+    threads = max(1, cores // len(cut))
+    return tuple(Slot(f"{prefix}{index}", kind, names, threads) for index, names in enumerate(cut))
+
+
+def _chosen(settings: Settings, gpus: Sequence[str]) -> Sequence[str]:
+    if missing := [name for name in settings.gpus if name not in gpus]:
+        raise ConfigError(f"--gpus {missing[0]} is not visible; visible are {', '.join(gpus)}", param="gpus")
+    return settings.gpus or gpus

@@ -1,0 +1,96 @@
+"""The worker record, its states, and what a worker may say in which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.jobs.job import Job
+from shared.messages import Ack, Bye, Device, Done, Drain, Failed, Hello, Message, ModelCard, Outcome, Pong, Progress
+
+
+class State(StrEnum):
+    """LOADING -> READY -> DRAINING -> GONE; see MOVES."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.LOADING: frozenset({State.READY, State.DRAINING, State.GONE}),
+    State.READY: frozenset({State.DRAINING, State.GONE}),
+    State.DRAINING: frozenset({State.GONE}),
+    State.GONE: frozenset(),
+}
+
+# What a worker may say once it has been welcomed. Anything else ends its session.
+SAYS: dict[State, frozenset[type[Message]]] = {
+    State.LOADING: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
+    State.READY: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
+    State.DRAINING: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
+    State.GONE: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One session of one worker process. `peer` is the routing id that ROUTER gave this connection."""
+
+    name: str
+    peer: bytes
+    incarnation: str
+    session: str
+    slots: int
+    pid: int
+    host: str
+    device: Device
+    state: State = State.LOADING
+    version: int = -1
+    seq: int = 0
+    sent: int = 0
+    missed: int = 0
+    pings: int = 0
+    heard: bool = True
+    applying_ticks: int = 0
+    steps: int = 0
+    memory_bytes: int = 0
+    served: int = 0
+    jobs: dict[str, Job] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    @classmethod
+    def from_hello(cls, peer: bytes, session: str, hello: Hello) -> Worker:
+        """The record of a worker that has just been let in."""
+        return cls(
+            name=hello.name,
+            peer=peer,
+            incarnation=hello.incarnation,
+            session=session,
+            slots=hello.slots,
+            pid=hello.pid,
+            host=hello.host,
+            device=hello.device,
+        )
+
+    def move(self, state: State) -> None:
+        """Go to `state`; a move that MOVES does not have is a bug of ours and raises."""
+        if state not in MOVES[self.state]:
+            raise RuntimeError(f"worker {self.name}: {self.state} -> {state} is no move")
+        self.state = state
+
+    def passed(self, *, punctual: bool, version: int) -> None:
+        """One ping interval has passed: count a silence (if we were there to hear), and the time behind `version`."""
+        self.applying_ticks = self.applying_ticks + 1 if self.version != version else 0
+        if punctual:
+            self.missed = 0 if self.heard else self.missed + 1
+
+    def may_say(self, message: Message) -> bool:
+        """Whether this message is allowed in this state."""
+        return type(message) in SAYS[self.state]
+
+    def card(self, model: str) -> ModelCard | None:
+        """The card of a model that this worker holds, else None."""
+        outcome = self.outcomes.get(model)
+        return outcome.card if outcome else None

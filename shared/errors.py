@@ -1,0 +1,165 @@
+"""Every error that may be told to somebody, as one tree with one code per class.
+
+ReplicastError
+├── BadInput                  invalid_value           a field is missing, of the wrong type, or out of bounds
+│   ├── BadJson               invalid_json            the body cannot be parsed
+│   ├── UnknownParameter      unknown_parameter       `strict` was asked for and a key is not known
+│   ├── UnsupportedSize       unsupported_size        the model cannot make exactly this size
+│   └── UnsupportedOperation  unsupported_operation   the model's family cannot do this
+├── UnknownModel              model_not_found         no model of this name is configured
+├── RouteNotFound             not_found               no such path
+├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
+├── TooLarge                  payload_too_large       the body passed its limit while it was read
+├── UnsupportedMedia          unsupported_media_type  the content type cannot be read here
+├── QueueFull                 queue_full              the model's queue is at its limit
+├── NotReady                  not_ready               no replica in step holds the model
+│   └── Draining              draining                the server is going down
+├── Expired                   expired                 the deadline passed first
+├── Cancelled                 cancelled               nobody waits for the answer any more
+├── ReplicaFailed             replica_failed          its workers died, and the attempts are used up
+│   └── Poison                poison                  every worker that started it died
+├── OutOfMemory               out_of_memory           it does not fit on the device
+├── JobFailed                 job_failed              the pipeline raised
+│   └── InvalidOutput         invalid_output          the picture has NaN in it
+├── Behind                    behind                  a worker refuses work for a state it does not have
+├── LoadFailed                load_failed             a model cannot be loaded
+├── WireError                 wire_error              a frame from a peer cannot be understood
+├── ConfigError               invalid_configuration   a setting is wrong; the server does not start
+└── Internal                  internal_error          a bug of ours
+
+Which HTTP status each one has is known in one place, `gateway/api/errors.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class ReplicastError(Exception):
+    """What happened, in words a client may read.
+
+    `param` names the field at fault. `retry_after_seconds` is set where trying again can help.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadInput(ReplicastError):
+    code = "invalid_value"
+
+
+class BadJson(BadInput):
+    code = "invalid_json"
+
+
+class UnknownParameter(BadInput):
+    code = "unknown_parameter"
+
+
+class UnsupportedSize(BadInput):
+    code = "unsupported_size"
+
+
+class UnsupportedOperation(BadInput):
+    code = "unsupported_operation"
+
+
+class UnknownModel(ReplicastError):
+    code = "model_not_found"
+
+
+class RouteNotFound(ReplicastError):
+    code = "not_found"
+
+
+class MethodNotAllowed(ReplicastError):
+    code = "method_not_allowed"
+
+
+class TooLarge(ReplicastError):
+    code = "payload_too_large"
+
+
+class UnsupportedMedia(ReplicastError):
+    code = "unsupported_media_type"
+
+
+class QueueFull(ReplicastError):
+    code = "queue_full"
+
+
+class NotReady(ReplicastError):
+    code = "not_ready"
+
+
+class Draining(NotReady):
+    code = "draining"
+
+
+class Expired(ReplicastError):
+    code = "expired"
+
+
+class Cancelled(ReplicastError):
+    code = "cancelled"
+
+
+class ReplicaFailed(ReplicastError):
+    code = "replica_failed"
+
+
+class Poison(ReplicaFailed):
+    code = "poison"
+
+
+class OutOfMemory(ReplicastError):
+    code = "out_of_memory"
+
+
+class JobFailed(ReplicastError):
+    code = "job_failed"
+
+
+class InvalidOutput(JobFailed):
+    code = "invalid_output"
+
+
+class Behind(ReplicastError):
+    code = "behind"
+
+
+class LoadFailed(ReplicastError):
+    code = "load_failed"
+
+
+class WireError(ReplicastError, ValueError):
+    code = "wire_error"
+
+
+class ConfigError(ReplicastError):
+    code = "invalid_configuration"
+
+
+class Internal(ReplicastError):
+    code = "internal_error"
+
+
+def tree(root: type[ReplicastError] = ReplicastError) -> Iterator[type[ReplicastError]]:
+    """Every class below `root`, parents before children."""
+    for child in root.__subclasses__():
+        yield child
+        yield from tree(child)
+
+
+_BY_CODE = {cls.code: cls for cls in tree()}
+
+
+def by_code(code: str) -> type[ReplicastError]:
+    """The class of a code that came over the wire; one that is not known here is a failed job."""
+    return _BY_CODE.get(code, JobFailed)

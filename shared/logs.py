@@ -1,0 +1,92 @@
+"""One line format for every process, with the request, job and worker in it; secrets never reach a line.
+
+    log = logs.get("pool")
+    log.info("job_requeued", job="7f3a", worker="gpu0", attempt=2)
+
+The first word is the event, from a closed set a machine can count; the rest are its fields. Lines of other libraries
+pass through the same formatter.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+_SECRET_FIELDS = re.compile(r"token|secret|password|authorization|api_?key", re.IGNORECASE)
+_SECRET_WORDS = re.compile(r"\b(Bearer\s+|sk-|rc-)[A-Za-z0-9_\-\.]{8,}")
+# Control characters could forge a second line or drive a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LONGEST = 2000
+
+
+def get(name: str) -> Any:
+    """A logger whose lines carry `name` as their room."""
+    return structlog.get_logger(room=name)
+
+
+def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields: str) -> None:
+    """Send every line of this process to `stream` (stderr) in this form, each with `fields` in it."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        lambda _, __, event: {**fields, **event},
+    ]
+    last: list[Any] = (
+        [structlog.processors.format_exc_info, _clean, structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [structlog.processors.format_exc_info, _clean, _text]
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("uvicorn", "uvicorn.access", "asyncio", "urllib3", "httpx", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        cache_logger_on_first_use=False,
+    )
+
+
+def redact(text: str) -> str:
+    """`text` without anything that looks like a credential, on one line."""
+    return _CONTROL.sub(lambda match: repr(match.group())[1:-1], _SECRET_WORDS.sub(r"\1[redacted]", text))
+
+
+def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if _SECRET_FIELDS.search(name):
+            event[name] = "[redacted]"
+        elif isinstance(value, str):
+            kept = value if name == "exception" else value[:_LONGEST]
+            event[name] = _SECRET_WORDS.sub(r"\1[redacted]", kept) if name == "exception" else redact(kept)
+    return event
+
+
+def _text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    when, level = event.pop("timestamp", ""), event.pop("level", "info")
+    room, what = event.pop("room", "-"), event.pop("event", "")
+    trace = event.pop("exception", None)
+    fields = " ".join(f"{name}={_word(value)}" for name, value in event.items())
+    line = f"{str(when)[11:23]} {level:<7} {room}: {what} {fields}".rstrip()
+    return f"{line}\n{trace}" if trace else line
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    return repr(text) if " " in text or not text else text

@@ -1,0 +1,329 @@
+"""Every message between gateway and worker, one frozen class each.
+
+The table of who says what when, and what happens when it fails, is in `shared/README.md`. A field with a default may be
+added freely; anything else moves PROTOCOL. `Hello` and `Reject` never change shape, so that two versions can always
+tell each other why they do not fit. Lists arrive as tuples; images are attachments and never fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.errors import ReplicastError, by_code
+
+PROTOCOL = 1
+
+Task = Literal["generate"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+Option = str | int | float | bool
+
+
+class Part(BaseModel):
+    """A frozen piece of a message. Unknown fields are ignored, so that a newer peer may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Problem(Part):
+    """An error on its way across the wire: its code is one of `shared.errors`."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, error: ReplicastError) -> Problem:
+        return cls(code=error.code, message=error.message, param=error.param)
+
+    def error(self) -> ReplicastError:
+        """The error of this code, ready to be raised."""
+        return by_code(self.code)(self.message, param=self.param)
+
+
+class Size(Part):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class SizeRule(Part):
+    """Which sizes a model makes exactly: those listed in `allowed`, or, without a list, multiples within bounds."""
+
+    default: Size
+    allowed: tuple[Size, ...] = ()
+    multiple: int = 8
+    min_side: int = 64
+    max_side: int = 2048
+    max_pixels: int = 2048 * 2048
+    native: Size | None = None
+    enlargement: Literal["none", "nearest"] = "none"
+
+    def fits(self, size: Size) -> bool:
+        """Whether the model makes this size exactly."""
+        if self.allowed:
+            return size in self.allowed
+        return (
+            all(
+                self.min_side <= side <= self.max_side and side % self.multiple == 0
+                for side in (size.width, size.height)
+            )
+            and size.width * size.height <= self.max_pixels
+        )
+
+    def nearest(self, size: Size, count: int = 3) -> tuple[Size, ...]:
+        """The `count` sizes that come closest to what was asked, nearest first."""
+        if self.allowed:
+            candidates = set(self.allowed)
+        else:
+            near = [self._sides_near(side) for side in (size.width, size.height)]
+            candidates = {Size(width=w, height=h) for w in near[0] for h in near[1]} | {self.default}
+        fitting = [c for c in candidates if self.fits(c)]
+        return tuple(
+            sorted(fitting, key=lambda c: (abs(c.width - size.width) + abs(c.height - size.height), c.width))[:count]
+        )
+
+    def _sides_near(self, side: int) -> set[int]:
+        low, high = -(-self.min_side // self.multiple), self.max_side // self.multiple
+        return {min(max(k, low), high) * self.multiple for k in (side // self.multiple, side // self.multiple + 1)}
+
+
+class ModelCard(Part):
+    """What a loaded model can do: its defaults and the bounds that a request is held to before it is queued."""
+
+    family: str
+    revision: str
+    tasks: tuple[Task, ...]
+    sizes: SizeRule
+    steps: int
+    max_steps: int
+    guidance: float
+    max_guidance: float
+    negative_prompt: bool
+    description: str = ""
+    vocabulary: tuple[str, ...] = ()
+
+
+class WantedModel(Part):
+    """One model that a worker shall hold: where it comes from, how it runs, and its LoRA state by epoch."""
+
+    id: str
+    source: str
+    backend: Literal["diffusion", "stub"]
+    options: dict[str, Option] = Field(default_factory=dict)
+    epoch: int = 0
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of this state: equal digests mean equal pictures for equal requests."""
+        canonical = self.model_dump_json(exclude={"options"}) + repr(sorted(self.options.items()))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Wanted(Part):
+    """The whole wanted state of a worker, never a difference: sending it twice is harmless."""
+
+    version: int
+    models: tuple[WantedModel, ...]
+
+
+class Resident(Part):
+    """A model that a worker holds already, and in which state."""
+
+    model: str
+    epoch: int
+    digest: str
+    fingerprint: str = ""
+
+
+class InHand(Part):
+    """An attempt that a worker has in hand."""
+
+    job: str
+    attempt: int
+
+
+class Device(Part):
+    """What a worker runs on: `kind` with the names of its devices and their memory in bytes, all together."""
+
+    kind: Literal["cuda", "cpu", "mps", "stub"]
+    names: tuple[str, ...]
+    memory_bytes: int = 0
+    threads: int = 1
+
+
+class Message(Part):
+    """A message; the class name is its tag on the wire."""
+
+    registry: ClassVar[dict[str, type[Message]]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        Message.registry[cls.__name__] = cls
+
+
+class Hello(Message):
+    """Worker to gateway, first of all: who I am. Never changes shape."""
+
+    protocol: int
+    name: str
+    token: str
+    incarnation: str
+    slots: int
+    pid: int
+    host: str
+    device: Device
+    resident: tuple[Resident, ...] = ()
+    running: tuple[InHand, ...] = ()
+
+
+class Reject(Message):
+    """Gateway to worker: not you, and why. Never changes shape."""
+
+    code: str
+    message: str
+
+
+class Welcome(Message):
+    """Gateway to worker: your session, the whole wanted state, and how often you will be pinged."""
+
+    session: str
+    wanted: Wanted
+    ping_seconds: float
+
+
+class Want(Message):
+    """Gateway to worker: the whole wanted state, again."""
+
+    wanted: Wanted
+
+
+class Outcome(Part):
+    """What became of one wanted model: its card and state, or the problem."""
+
+    model: str
+    problem: Problem | None = None
+    card: ModelCard | None = None
+    epoch: int = 0
+    digest: str = ""
+    fingerprint: str = ""
+    memory_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Ack(Message):
+    """Worker to gateway: this version is applied, with the outcome for each model."""
+
+    version: int
+    outcomes: tuple[Outcome, ...]
+
+
+class Parameters(Part):
+    """What is asked of a picture, every default resolved: two equal ones with equal seeds give equal pictures."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    output_format: ImageFormat = "png"
+    output_compression: int = 100
+
+
+class Run(Message):
+    """Gateway to worker: an attempt at a job, one image per seed; (epoch, digest) is the state to make it with."""
+
+    job: str
+    attempt: int
+    model: str
+    task: Task
+    seeds: tuple[int, ...]
+    parameters: Parameters
+    epoch: int
+    digest: str
+    request_id: str = ""
+
+
+class Progress(Message):
+    """Worker to gateway: `step` of `total` is done; step 0 says that the device has started. May be dropped."""
+
+    job: str
+    attempt: int
+    step: int
+    total: int
+
+
+class Timings(Part):
+    """Where a job's time went in its worker, in milliseconds."""
+
+    wait_ms: float = 0.0
+    inference_ms: float = 0.0
+    encode_ms: float = 0.0
+
+
+class ImageFacts(Part):
+    """What an attachment of Done holds."""
+
+    seed: int
+    width: int
+    height: int
+    format: ImageFormat
+    bytes: int
+
+
+class Done(Message):
+    """Worker to gateway: the images of an attempt, one attachment each, in the order of its seeds."""
+
+    job: str
+    attempt: int
+    images: tuple[ImageFacts, ...]
+    timings: Timings
+
+
+class Failed(Message):
+    """Worker to gateway: this attempt ended without images."""
+
+    job: str
+    attempt: int
+    problem: Problem
+
+
+class Cancel(Message):
+    """Gateway to worker: nobody waits for this attempt; its own Done or Failed ends it."""
+
+    job: str
+    attempt: int
+
+
+class Ping(Message):
+    """Gateway to worker, every `ping_seconds`."""
+
+    count: int
+
+
+class Pong(Message):
+    """Worker to gateway: the answer, with the steps its device has made since it started and the memory it uses."""
+
+    count: int
+    steps: int
+    memory_bytes: int
+
+
+class Drain(Message):
+    """Gateway to worker: finish what you have, take nothing more, say Bye."""
+
+    reason: str
+
+
+class Bye(Message):
+    """Either way: this session is over."""
+
+    reason: str

@@ -1,0 +1,138 @@
+"""What every backend keeps to: the stub and a tiny random FLUX.2-klein, by one suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.messages import Device, ModelCard, Parameters, Run, Size, WantedModel
+from tests import tiny
+from worker import backends
+from worker.backends import Backend, Picture
+
+CPU = Device(kind="cpu", names=("cpu",), threads=1)
+STEPS = 3
+
+
+class Nobody(Exception):
+    """Stands for the engine's Stopped: a backend knows neither."""
+
+
+@pytest.fixture(scope="session")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.klein(tmp_path_factory.mktemp("klein"))
+
+
+@pytest.fixture(scope="module", params=["stub", pytest.param("diffusion", marks=pytest.mark.model)])
+def make(request: pytest.FixtureRequest) -> Callable[[], Backend]:
+    """Makes the same model anew, not yet loaded."""
+    source = "stub" if request.param == "stub" else str(request.getfixturevalue("klein"))
+    return lambda: backends.create(WantedModel(id="tiny", source=source, backend=request.param), CPU)
+
+
+@pytest.fixture(scope="module")
+def loaded(make: Callable[[], Backend]) -> Iterator[tuple[Backend, ModelCard]]:
+    backend = make()
+    card = backend.load()
+    yield backend, card
+    backend.unload()
+
+
+@pytest.fixture
+def backend(loaded: tuple[Backend, ModelCard]) -> Backend:
+    return loaded[0]
+
+
+@pytest.fixture
+def card(loaded: tuple[Backend, ModelCard]) -> ModelCard:
+    return loaded[1]
+
+
+def run(*seeds: int, prompt: str = "a cat", width: int = 80, height: int = 64, steps: int = STEPS) -> Run:
+    asked = Parameters(prompt=prompt, width=width, height=height, steps=steps, guidance=3.0)
+    return Run(job="j", attempt=1, model="tiny", task="generate", seeds=seeds, parameters=asked, epoch=0, digest="d")
+
+
+def silent(step: int, total: int) -> None:
+    pass
+
+
+def pixels(pictures: list[Picture]) -> list[bytes]:
+    return [picture.pixels.tobytes() for picture in pictures if picture.pixels is not None]
+
+
+def test_a_picture_has_the_size_that_was_asked_for(backend: Backend) -> None:
+    (picture,) = backend.generate(run(1), (), silent)
+    assert picture.seed == 1
+    assert picture.pixels is not None
+    assert picture.pixels.shape == (64, 80, 3)
+    assert picture.pixels.dtype == np.uint8
+
+
+def test_equal_requests_give_equal_pixels(backend: Backend) -> None:
+    assert pixels(backend.generate(run(7), (), silent)) == pixels(backend.generate(run(7), (), silent))
+
+
+def test_a_seed_gives_the_same_picture_in_any_place_and_company(backend: Backend) -> None:
+    pictures = backend.generate(run(5, 3), (), silent)
+    assert [picture.seed for picture in pictures] == [5, 3]
+    assert pixels(backend.generate(run(3, 5), (), silent)) == pixels(pictures)[::-1]
+    assert pixels(backend.generate(run(3), (), silent)) == pixels(pictures)[1:]
+
+
+@pytest.mark.parametrize("other", [run(2), run(1, prompt="a dog"), run(1, steps=2)], ids=["seed", "prompt", "steps"])
+def test_another_request_gives_another_picture(backend: Backend, other: Run) -> None:
+    assert pixels(backend.generate(run(1), (), silent)) != pixels(backend.generate(other, (), silent))
+
+
+def test_the_greatest_seed_can_be_drawn(backend: Backend) -> None:
+    assert len(backend.generate(run(2**63 - 1), (), silent)) == 1
+
+
+def test_every_step_is_told_once_and_in_order(backend: Backend) -> None:
+    told: list[tuple[int, int]] = []
+    backend.generate(run(1, 2), (), lambda step, total: told.append((step, total)))
+    assert told == [(step, 2 * STEPS) for step in range(1, 2 * STEPS + 1)]
+
+
+@pytest.mark.parametrize("last", [1, STEPS, STEPS + 1])
+def test_a_stop_passes_through_and_leaves_no_trace(backend: Backend, make: Callable[[], Backend], last: int) -> None:
+    def stop(step: int, total: int) -> None:
+        if step == last:
+            raise Nobody
+
+    with pytest.raises(Nobody):
+        backend.generate(run(1, 2), (), stop)
+    fresh = make()
+    fresh.load()
+    assert pixels(backend.generate(run(1), (), silent)) == pixels(fresh.generate(run(1), (), silent))
+    fresh.unload()
+
+
+def test_the_card_holds_its_own_defaults(card: ModelCard) -> None:
+    assert card.sizes.fits(card.sizes.default)
+    assert not card.sizes.fits(Size(width=3, height=3))
+    assert 1 <= card.steps <= card.max_steps
+    assert 0 <= card.guidance <= card.max_guidance
+    assert card.tasks == ("generate",)
+    assert card.family
+    assert card.revision
+
+
+def test_the_same_model_has_the_same_card_again(card: ModelCard, make: Callable[[], Backend]) -> None:
+    again = make()
+    assert again.load() == card
+    again.unload()
+
+
+def test_unload_gives_everything_back_and_may_be_said_twice(make: Callable[[], Backend]) -> None:
+    backend = make()
+    backend.unload()
+    backend.load()
+    assert backend.memory_bytes() >= 0
+    backend.unload()
+    backend.unload()
+    assert backend.memory_bytes() == 0

@@ -1,0 +1,114 @@
+"""What is particular to a pipeline: the manifest's sizes, and what becomes of a device that fails."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, UnsupportedSize
+from shared.messages import Device, Option, Parameters, Run, Size, WantedModel
+from tests import tiny
+from worker import backends
+from worker.device import DeviceLost
+
+pytestmark = pytest.mark.model
+CPU = Device(kind="cpu", names=("cpu",), threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.klein(tmp_path_factory.mktemp("native"), tiny.manifest(multiples=(1, 3, 8, 16)))
+
+
+def backend(folder: Path, device: Device = CPU, **options: Option) -> Any:
+    return backends.create(WantedModel(id="m", source=str(folder), backend="diffusion", options=options), device)
+
+
+@pytest.fixture
+def loaded(folder: Path) -> Iterator[Any]:
+    made = backend(folder)
+    made.load()
+    yield made
+    made.unload()
+
+
+def run(side: int = 64) -> Run:
+    asked = Parameters(prompt="a cat", width=side, height=side, steps=2, guidance=1.5)
+    return Run(job="j", attempt=1, model="m", task="generate", seeds=(1,), parameters=asked, epoch=0, digest="d")
+
+
+def silent(step: int, total: int) -> None:
+    pass
+
+
+def test_the_manifest_goes_before_the_family(folder: Path) -> None:
+    card = backend(folder).load()
+    assert (card.steps, card.guidance) == (2, 1.5)
+    assert card.sizes.native == Size(width=64, height=64)
+    assert card.sizes.default == Size(width=512, height=512)
+    assert [str(size) for size in card.sizes.allowed] == ["64x64", "192x192", "512x512", "1024x1024"]
+    assert card.sizes.enlargement == "nearest"
+    assert card.vocabulary == ("circle", "red", "top", "small")
+
+
+def test_a_multiple_of_the_native_size_is_that_picture_enlarged(loaded: Any) -> None:
+    small, large = (loaded.generate(run(side), (), silent)[0].pixels for side in (64, 192))
+    assert np.array_equal(large, small.repeat(3, 0).repeat(3, 1))
+
+
+def test_no_other_size_is_made(loaded: Any) -> None:
+    with pytest.raises(UnsupportedSize, match="m does not make 128x128"):
+        loaded.generate(run(128), (), silent)
+
+
+def test_options_are_refused(folder: Path) -> None:
+    with pytest.raises(LoadFailed, match="takes no options, found step_seconds"):
+        backend(folder, step_seconds=1.0).load()
+
+
+def test_a_worker_for_the_stub_runs_no_pipeline(folder: Path) -> None:
+    with pytest.raises(LoadFailed, match="a pipeline needs cuda, mps or cpu"):
+        backend(folder, Device(kind="stub", names=("stub",))).load()
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(loaded: Any) -> None:
+    next(loaded._pipeline.vae.decoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(InvalidOutput, match="NaN"):
+        loaded.generate(run(), (), silent)
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_out_of_memory_leaves_no_tensor_behind(loaded: Any, words: str) -> None:
+    import torch
+
+    seen = []
+
+    def fail(module: Any, inputs: Any) -> None:
+        large = torch.zeros(1000)
+        seen.append(weakref.ref(large))
+        raise (torch.OutOfMemoryError if "Tried" in words else RuntimeError)(words)
+
+    hook = loaded._pipeline.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory) as caught:
+        loaded.generate(run(), (), silent)
+    assert caught.value.__context__ is None
+    assert seen[0]() is None
+    hook.remove()
+    assert len(loaded.generate(run(), (), silent)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"), [("CUDA error: device-side assert triggered", DeviceLost), ("shapes differ", RuntimeError)]
+)
+def test_only_an_error_that_stays_loses_the_device(loaded: Any, words: str, error: type[Exception]) -> None:
+    def fail(module: Any, inputs: Any) -> None:
+        raise RuntimeError(words)
+
+    loaded._pipeline.transformer.register_forward_pre_hook(fail)
+    with pytest.raises(error, match=words):
+        loaded.generate(run(), (), silent)

@@ -1,0 +1,55 @@
+"""What each family of Diffusers pipelines can do and how it is called. Adding a family: one record in FAMILIES."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shared.errors import LoadFailed
+from shared.messages import Size, SizeRule
+from worker import models
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One pipeline class: its defaults and bounds, and the names it has for what we ask."""
+
+    name: str
+    pipeline: str
+    sizes: SizeRule
+    steps: int
+    max_steps: int
+    guidance: float
+    max_guidance: float
+    guidance_argument: str = "guidance_scale"
+    negative_prompt: bool = False
+    # Steps of a folder whose index says `is_distilled`: such a model needs few and takes no notice of guidance.
+    distilled_steps: int | None = None
+
+
+_RECORDS = (
+    Family(
+        name="flux2-klein",
+        pipeline="Flux2KleinPipeline",
+        # The autoencoder's 8 times its patches of 2; the pipeline itself would silently round down.
+        sizes=SizeRule(default=Size(width=1024, height=1024), multiple=16),
+        steps=50,
+        max_steps=100,
+        guidance=4.0,
+        max_guidance=20.0,
+        distilled_steps=4,
+    ),
+)
+FAMILIES = {family.pipeline: family for family in _RECORDS}
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a pipeline's folder, by its class. Raises LoadFailed for a class that is not known."""
+    index = models.read_index(folder)
+    name = index.get("_class_name")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise LoadFailed(f"{folder.name}: pipeline class {name!r} is not known; known are {', '.join(FAMILIES)}")
+    if index.get("is_distilled") and family.distilled_steps is not None:
+        return replace(family, steps=family.distilled_steps, guidance=1.0)
+    return family

@@ -1,0 +1,207 @@
+"""A backend without torch whose pictures tell what they were made from, and which fails when told to.
+
+It is the door for tests, demonstrations and benchmarks. A picture is a pure function of the model, its LoRA state, the
+seed and the parameters: an emblem drawn from their hash, with the inputs themselves in its first bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import JobFailed, LoadFailed, OutOfMemory
+from shared.messages import Device, ModelCard, Run, Size, SizeRule, WantedModel
+from worker import images
+from worker.backends import OnStep, Picture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+DEFAULT = Size(width=512, height=512)
+_HEARTBEAT_SECONDS = 0.05
+_GATE_POLL_SECONDS = 0.005
+_EXIT_CODE = 70
+# So that any prompt fits into the smallest picture; the hash beside it tells two long ones apart.
+_TEXT_KEPT = 200
+_LENGTH_AND_CRC = struct.Struct(">II")
+
+
+class Options(BaseModel):
+    """How a stub behaves, from the model's options. Steps are counted from 1 over all pictures of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    steps: int = Field(4, ge=1, description="default steps of the card")
+    step_seconds: float = Field(0.0, ge=0, description="each step takes this long")
+    load_seconds: float = Field(0.0, ge=0, description="loading takes this long")
+    constant: bool = Field(False, description="the same PNG of about 400 KB for every request, encoded once")
+    gate: str = Field("", description="each step waits until this file exists")
+    poison: str = Field("", description="a run whose prompt has this word ends the process at its first step")
+    fail_at_step: int = Field(0, ge=0, description="raises JobFailed")
+    oom_at_step: int = Field(0, ge=0, description="raises OutOfMemory")
+    hang_at_step: int = Field(0, ge=0, description="never returns, without a sign of life")
+    exit_at_step: int = Field(0, ge=0, description="ends the process")
+    fail_load: bool = Field(False, description="loading raises LoadFailed")
+    exit_load: bool = Field(False, description="loading ends the process")
+
+    @classmethod
+    def of(cls, model: WantedModel) -> Options:
+        """The options of `model`. Raises LoadFailed naming each one that is unknown or of the wrong type."""
+        try:
+            return cls.model_validate(model.options)
+        except ValidationError as error:
+            problems = "; ".join(_explained(problem) for problem in error.errors(include_url=False))
+            raise LoadFailed(f"{model.id}: {problems}") from error
+
+
+class Stub:
+    """The Backend that needs nothing; see Options for what it can be told."""
+
+    def __init__(self, model: WantedModel, device: Device) -> None:
+        self._model = model
+        self._options = Options()
+        self._constant = b""
+
+    def load(self) -> ModelCard:
+        options = self._options = Options.of(self._model)
+        time.sleep(options.load_seconds)
+        if options.exit_load:
+            os._exit(_EXIT_CODE)
+        if options.fail_load:
+            raise LoadFailed(f"{self._model.id} was told to fail at loading")
+        sizes = SizeRule(default=DEFAULT)
+        if options.constant:
+            self._constant = images.encode(_noise(), "png")
+            sizes = SizeRule(default=DEFAULT, allowed=(DEFAULT,))
+        return ModelCard(
+            family="stub",
+            revision="1",
+            tasks=("generate",),
+            sizes=sizes,
+            steps=options.steps,
+            max_steps=1000,
+            guidance=4.0,
+            max_guidance=30.0,
+            negative_prompt=True,
+            description="Draws an emblem of the request; needs no model and no GPU.",
+        )
+
+    def generate(self, run: Run, inputs: Sequence[bytes | memoryview], on_step: OnStep) -> list[Picture]:
+        pictures = []
+        total = run.parameters.steps * len(run.seeds)
+        for place, seed in enumerate(run.seeds):
+            for step in range(place * run.parameters.steps + 1, (place + 1) * run.parameters.steps + 1):
+                self._step(run, step, total, on_step)
+                on_step(step, total)
+            pictures.append(self._picture(run, seed))
+        return pictures
+
+    def memory_bytes(self) -> int:
+        return len(self._constant)
+
+    def unload(self) -> None:
+        self._constant = b""
+
+    def _step(self, run: Run, step: int, total: int, on_step: OnStep) -> None:
+        """One step's wait and faults. A wait repeats the last step, so that it can be cancelled and is no progress."""
+        options, heard = self._options, time.monotonic()
+        ends = heard + options.step_seconds
+        gate = Path(options.gate) if options.gate else None
+        while (closed := gate is not None and not gate.exists()) or time.monotonic() < ends:
+            if time.monotonic() - heard >= _HEARTBEAT_SECONDS:
+                on_step(step - 1, total)
+                heard = time.monotonic()
+            left = ends - time.monotonic()
+            time.sleep(_GATE_POLL_SECONDS if closed else max(0.0, min(left, _HEARTBEAT_SECONDS)))
+        if step == options.exit_at_step or (options.poison and options.poison in run.parameters.prompt):
+            os._exit(_EXIT_CODE)
+        if step == options.hang_at_step:
+            threading.Event().wait()
+        if step == options.oom_at_step:
+            raise OutOfMemory(f"{self._model.id} was told to run out of memory at step {step}")
+        if step == options.fail_at_step:
+            raise JobFailed(f"{self._model.id} was told to fail at step {step}")
+
+    def _picture(self, run: Run, seed: int) -> Picture:
+        if not self._constant:
+            return Picture(seed, pixels=_drawn(_facts(run, seed), run.parameters.width, run.parameters.height))
+        if run.parameters.output_format == "png":
+            return Picture(seed, encoded=self._constant)
+        return Picture(seed, pixels=_noise())
+
+
+def read_back(png: bytes) -> dict[str, Any]:
+    """What the stub's picture in `png` was made from. Raises ValueError if it is not a whole one."""
+    data = images.decode(png).tobytes()
+    length, crc = _LENGTH_AND_CRC.unpack_from(data)
+    payload = data[_LENGTH_AND_CRC.size : _LENGTH_AND_CRC.size + length]
+    if len(payload) != length or zlib.crc32(payload) != crc:
+        raise ValueError("these pixels are not as the stub made them")
+    facts: dict[str, Any] = json.loads(payload)
+    return facts
+
+
+def sha256(text: str) -> str:
+    """The hash under which a prompt is found in `read_back`."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _facts(run: Run, seed: int) -> dict[str, Any]:
+    asked = run.parameters
+    return {
+        "model": run.model,
+        "task": run.task,
+        "epoch": run.epoch,
+        "digest": run.digest,
+        "seed": seed,
+        "width": asked.width,
+        "height": asked.height,
+        "steps": asked.steps,
+        "guidance": asked.guidance,
+        "prompt": asked.prompt[:_TEXT_KEPT],
+        "prompt_sha256": sha256(asked.prompt),
+        "negative_prompt": asked.negative_prompt[:_TEXT_KEPT],
+        "negative_prompt_sha256": sha256(asked.negative_prompt),
+    }
+
+
+def _drawn(facts: dict[str, Any], width: int, height: int) -> Pixels:
+    """An emblem of 8 by 8 squares, the right half mirroring the left, with the facts in the first bytes."""
+    payload = json.dumps(facts, separators=(",", ":")).encode()
+    code = np.frombuffer(hashlib.sha256(payload).digest(), np.uint8)
+    half = np.unpackbits(code[:4]).reshape(8, 4)
+    squares = np.concatenate((half, half[:, ::-1]), axis=1)
+    colours = np.stack((code[4:7] // 4 + 192, code[7:10] // 2))
+    pixels: Pixels = colours[squares].repeat(width // 8, axis=1).repeat(height // 8, axis=0)
+    written = _LENGTH_AND_CRC.pack(len(payload), zlib.crc32(payload)) + payload
+    pixels.reshape(-1)[: len(written)] = np.frombuffer(written, np.uint8)
+    return pixels
+
+
+def _noise() -> Pixels:
+    """Four random bits a value: a PNG of half the size of its pixels."""
+    shape = (DEFAULT.height, DEFAULT.width, 3)
+    return np.random.default_rng(0).integers(0, 16, shape, dtype=np.uint8) * np.uint8(16)
+
+
+def _explained(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"option {name!r}: {problem['msg']}"
+    near = difflib.get_close_matches(name, Options.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(Options.model_fields)}"
+    return f"option {name!r} is unknown; {hint}"

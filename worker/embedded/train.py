@@ -1,0 +1,146 @@
+"""Trains the embedded model from nothing, in stages that a second run continues: vae, text, dit, export."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from worker.embedded import checkpoint, data, dit, evaluate, export, text, vae
+
+M = TypeVar("M", bound=torch.nn.Module)
+STAGES = ("vae", "text", "dit", "export")
+_CAPTIONS, _INSTRUCTIONS = 120_000, 24_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; every figure it prints is also in `--work`/log.txt."""
+    parser = argparse.ArgumentParser(prog="python -m worker.embedded.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the exported pipeline")
+    parser.add_argument("--work", type=Path, default=Path(".train"), help="folder of checkpoints; a second run continues from it")
+    parser.add_argument("--minutes", type=float, default=80.0, help="of image model training, over all runs; the rate falls in the last part")
+    parser.add_argument("--vae-minutes", type=float, default=5.5)
+    parser.add_argument("--text-minutes", type=float, default=2.5)
+    parser.add_argument("--decay", type=float, default=0.25, help="the share of --minutes in which the rate falls to 0")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
+    parser.add_argument("--stop-after", choices=STAGES, default="export")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    with (options.work / "log.txt").open("a", encoding="utf-8") as file:
+
+        def log(line: str) -> None:
+            stamped = f"{time.strftime('%H:%M:%S')} {line}"
+            print(stamped, file=file, flush=True)
+            print(stamped, file=sys.stderr, flush=True)
+
+        _run(options, log)
+    return 0
+
+
+def _run(options: argparse.Namespace, log: Callable[[str], None]) -> None:
+    forbidden = data.held_out()
+    autoencoder = _vae_stage(options, forbidden, log)
+    if options.stop_after == "vae":
+        return
+    tower, tokenizer = _text_stage(options, forbidden, log)
+    if options.stop_after == "text":
+        return
+    parts = export.Parts(autoencoder, tower, tokenizer)
+    training = _training(options, parts, forbidden, log)
+
+    def report(now: dit.Training) -> None:
+        now.save(options.work / "dit.safetensors")
+        figures = evaluate.figures(parts.pipeline(now.average), count=60, seed=1)
+        now.progress.history.append({"samples": now.progress.samples, "loss": now.progress.loss, **figures})
+        log(f"held out: {figures}")
+        evaluate.contact_sheet(parts.pipeline(now.average), options.work / "sheet.png")
+
+    training.run(60 * options.minutes, options.decay, 600, log, report)
+    if options.stop_after == "dit":
+        return
+    export.write(options.out, parts, training, options.seed, log)
+
+
+def _vae_stage(options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> vae.AutoencoderKLFlux2:
+    torch.manual_seed(options.seed)
+    path = options.work / "vae.safetensors"
+    autoencoder = vae.build()
+    if not path.exists():
+        pool = vae.pictures(8000, options.seed, forbidden)
+        vae.start_linear(autoencoder, pool)
+        autoencoder.to(options.device)
+        log(f"vae: {vae.train(autoencoder, pool, options.vae_minutes, options.seed, log):.2f} dB")
+        vae.settle_norm(autoencoder, pool)
+        checkpoint.write(path, autoencoder.state_dict())
+    autoencoder.load_state_dict(checkpoint.read(path)[0])
+    return _rounded(autoencoder).to(options.device)
+
+
+def _text_stage(
+    options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
+) -> tuple[text.Qwen3ForCausalLM, text.Qwen2Tokenizer]:
+    torch.manual_seed(options.seed)
+    path = options.work / "text.safetensors"
+    if not path.exists():
+        tokenizer = text.build_tokenizer()
+        tower = text.build(tokenizer).to(options.device)
+        log(f"text: {text.train(tower, tokenizer, options.text_minutes, options.seed, forbidden, log)}")
+        tokenizer.save_pretrained(options.work / "tokenizer")
+        checkpoint.write(path, text.weights(tower))
+    tokenizer = text.Qwen2Tokenizer.from_pretrained(options.work / "tokenizer")
+    tower = text.build(tokenizer)
+    tower.load_state_dict(checkpoint.read(path)[0], strict=False)  # the tied output matrix is not stored twice
+    tower.tie_weights()
+    return _rounded(tower).to(options.device), tokenizer
+
+
+def _rounded(module: M) -> M:
+    # Rounded as they will be exported: what is trained on top of them sees what the exported pipeline computes.
+    return module.bfloat16().float().eval().requires_grad_(False)
+
+
+def _training(
+    options: argparse.Namespace, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
+) -> dit.Training:
+    cache = options.work / "corpus.safetensors"
+    if not cache.exists():
+        corpus = _corpus(options.seed, parts, forbidden, log)
+        checkpoint.write(cache, vars(corpus))
+    corpus = dit.Corpus(**checkpoint.read(cache)[0])
+    training = dit.Training(corpus, options.device, options.seed, options.rate, options.batch, not options.no_compile)
+    checkpoint = options.work / "dit.safetensors"
+    if checkpoint.exists():
+        training.load(checkpoint)
+        log(f"continuing after {training.progress.samples} samples")
+    return training
+
+
+def _corpus(seed: int, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> dit.Corpus:
+    captions = list(islice(text.scene_captions(seed + 1000, forbidden), _CAPTIONS))
+    instructions = list(islice(text.edit_captions(seed + 2000, forbidden), _INSTRUCTIONS))
+    words = text.encode(parts.tower, parts.tokenizer, [c for c, _ in captions])
+    log(f"encoded {len(words)} captions")
+    return dit.Corpus(
+        latents=vae.scene_latents(parts.vae, forbidden, log),
+        weights=vae.object_weights(),
+        words=words,
+        scenes=torch.tensor([scene.indices() for _, scene in captions]),
+        edit_words=text.encode(parts.tower, parts.tokenizer, [i for i, _ in instructions]),
+        before=torch.tensor([edit.before.indices() for _, edit in instructions]),
+        after=torch.tensor([edit.after.indices() for _, edit in instructions]),
+        silence=text.encode(parts.tower, parts.tokenizer, [""]),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""The GPU thread: one thing at a time, between two jobs the wanted state, and at every step a look at who still waits.
+
+The engine owns the backends. It is told by `apply`, `run` and `cancel` from the loop's thread, and speaks through one
+callback, in messages: Ack, Progress, Done, Failed. Pictures are encoded by a small pool of threads, so that the device
+has its next job while the last one's bytes are made.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from shared import logs
+from shared.errors import Behind, Cancelled, JobFailed, LoadFailed, OutOfMemory, ReplicastError
+from shared.messages import (
+    Ack,
+    Device,
+    Done,
+    Failed,
+    ImageFacts,
+    ImageFormat,
+    Message,
+    Outcome,
+    Problem,
+    Progress,
+    Resident,
+    Run,
+    Timings,
+    Wanted,
+    WantedModel,
+)
+from worker import backends, images
+from worker.backends import Backend, Picture
+from worker.device import DeviceLost
+
+# sysexits' EX_SOFTWARE: the device is in a state that no call can mend.
+EXIT_DEVICE_LOST = 70
+_PROGRESS_SECONDS = 0.1
+
+log = logs.get("engine")
+
+Speak = Callable[[Message, Sequence[bytes]], None]
+
+
+class Stopped(Exception):
+    """Raised out of a backend's step when nobody waits for the picture any more."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A resident model: what was wanted, what serves it, what became of it."""
+
+    model: WantedModel
+    backend: Backend | None
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class _Task:
+    """A run in hand."""
+
+    run: Run
+    inputs: Sequence[bytes | memoryview]
+    taken: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    reported: float = 0.0
+
+
+class Engine:
+    """Owns the models of one slice of devices. `speak` is called from the engine's threads and must be safe there."""
+
+    def __init__(self, device: Device, speak: Speak, *, encode_threads: int) -> None:
+        self._device = device
+        self._speak = speak
+        self._wake = threading.Condition()
+        self._wanted: Wanted | None = None
+        self._tasks: deque[_Task] = deque()
+        self._current: _Task | None = None
+        self._held: dict[str, _Held] = {}
+        self._stopping = False
+        self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
+        self._encoding = threading.BoundedSemaphore(encode_threads * 2)
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self.steps = 0
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Stop at the next step and give the models back; whether that was done in time."""
+        with self._wake:
+            self._stopping = True
+            if self._current:
+                self._current.cancelled = True
+            self._wake.notify()
+        self._thread.join(timeout_seconds)
+        self._encoders.shutdown(wait=not self._thread.is_alive())
+        return not self._thread.is_alive()
+
+    def apply(self, wanted: Wanted) -> None:
+        """Reconcile to `wanted` before the next run; answers Ack. A newer state replaces one not yet begun."""
+        with self._wake:
+            self._wanted = wanted
+            self._wake.notify()
+
+    def run(self, run: Run, inputs: Sequence[bytes | memoryview]) -> None:
+        """Take a run in hand; answers Progress at step 0 when the device starts it, then Done or Failed."""
+        with self._wake:
+            self._tasks.append(_Task(run, inputs))
+            self._wake.notify()
+
+    def cancel(self, job: str, attempt: int) -> None:
+        """Stop this attempt at its next step, or before it starts; it answers Failed(cancelled)."""
+        with self._wake:
+            for task in (*self._tasks, *([self._current] if self._current else [])):
+                if (task.run.job, task.run.attempt) == (job, attempt):
+                    task.cancelled = True
+            waiting = [task for task in self._tasks if task.cancelled]
+            self._tasks = deque(task for task in self._tasks if not task.cancelled)
+        for task in waiting:
+            self._fail(task, Cancelled("cancelled before it started"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is in hand, waiting or in progress."""
+        with self._wake:
+            return bool(self._tasks or self._current)
+
+    def resident(self) -> tuple[Resident, ...]:
+        """The models held, with their states."""
+        held = list(self._held.values())
+        return tuple(Resident(model=h.model.id, epoch=h.model.epoch, digest=h.model.digest) for h in held if h.backend)
+
+    def memory_bytes(self) -> int:
+        """What the resident models hold, in bytes, as counted when they were loaded."""
+        return sum(held.outcome.memory_bytes for held in list(self._held.values()))
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._current = None
+                self._wake.wait_for(lambda: self._stopping or self._wanted or self._tasks)
+                if self._stopping:
+                    break
+                wanted, self._wanted = self._wanted, None
+                if wanted is None:
+                    self._current = self._tasks.popleft()
+            try:
+                if wanted is not None:
+                    self._reconcile(wanted)
+                elif self._current is not None:
+                    self._serve(self._current)
+            except DeviceLost as error:
+                # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
+                log.error("device_lost", problem=str(error))
+                os._exit(EXIT_DEVICE_LOST)
+        for name in list(self._held):
+            self._release(name)
+
+    def _reconcile(self, wanted: Wanted) -> None:
+        models = {model.id: model for model in wanted.models}
+        for name, held in list(self._held.items()):
+            if models.get(name) != held.model or held.backend is None:
+                self._release(name)
+        for model in wanted.models:
+            if model.id not in self._held:
+                self._held[model.id] = self._load(model)
+        outcomes = tuple(self._held[model.id].outcome for model in wanted.models)
+        self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
+
+    def _load(self, model: WantedModel) -> _Held:
+        started = time.monotonic()
+        backend: Backend | None = None
+        try:
+            backend = backends.create(model, self._device)
+            card = backend.load()
+        except DeviceLost:
+            raise
+        except Exception as error:
+            # A file from elsewhere can make a library raise anything; the model is reported, the worker stays.
+            problem = (
+                error
+                if isinstance(error, ReplicastError)
+                else LoadFailed(f"{model.id} cannot be loaded: {type(error).__name__}")
+            )
+            log.error(
+                "load_failed", model=model.id, problem=problem.message, exc_info=not isinstance(error, ReplicastError)
+            )
+            if backend is not None:
+                backend.unload()
+            return _Held(model, None, Outcome(model=model.id, problem=Problem.of(problem)))
+        seconds = time.monotonic() - started
+        log.info("model_loaded", model=model.id, seconds=round(seconds, 3))
+        outcome = Outcome(
+            model=model.id,
+            card=card,
+            epoch=model.epoch,
+            digest=model.digest,
+            memory_bytes=backend.memory_bytes(),
+            seconds=seconds,
+        )
+        return _Held(model, backend, outcome)
+
+    def _release(self, name: str) -> None:
+        held = self._held.pop(name)
+        if held.backend is not None:
+            held.backend.unload()
+            log.info("model_unloaded", model=name)
+
+    def _serve(self, task: _Task) -> None:
+        run = task.run
+        held = self._held.get(run.model)
+        if held is None or held.backend is None or (held.model.epoch, held.model.digest) != (run.epoch, run.digest):
+            self._fail(task, Behind(f"{run.model} is not held in epoch {run.epoch}"))
+            return
+        started = time.monotonic()
+        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=run.parameters.steps), ())
+        try:
+            pictures = held.backend.generate(run, task.inputs, lambda step, total: self._stepped(task, step, total))
+        except Stopped:
+            self._fail(task, Cancelled("cancelled"))
+            return
+        except DeviceLost:
+            raise
+        except MemoryError:
+            self._fail(task, OutOfMemory("the picture does not fit in this machine's memory"))
+            return
+        except ReplicastError as error:
+            self._fail(task, error)
+            return
+        except Exception as error:
+            # What a pipeline raises is its own affair: the log has it whole, the client a code.
+            log.exception("run_failed", job=run.job, request=run.request_id)
+            self._fail(task, JobFailed(f"the pipeline failed with {type(error).__name__}"))
+            return
+        timings = Timings(wait_ms=(started - task.taken) * 1000, inference_ms=(time.monotonic() - started) * 1000)
+        self._encoding.acquire()
+        self._encoders.submit(self._encode, task, pictures, timings)
+
+    def _stepped(self, task: _Task, step: int, total: int) -> None:
+        if task.cancelled:
+            raise Stopped
+        now = time.monotonic()
+        self.steps += 1
+        if now - task.reported >= _PROGRESS_SECONDS:
+            task.reported = now
+            self._speak(Progress(job=task.run.job, attempt=task.run.attempt, step=step, total=total), ())
+
+    def _encode(self, task: _Task, pictures: list[Picture], timings: Timings) -> None:
+        run, wish = task.run, task.run.parameters
+        started = time.monotonic()
+        try:
+            encoded = [_bytes(picture, wish.output_format, wish.output_compression) for picture in pictures]
+        except Exception:
+            log.exception("encode_failed", job=run.job, request=run.request_id)
+            self._fail(task, JobFailed("the picture cannot be encoded"))
+            return
+        finally:
+            self._encoding.release()
+        facts = tuple(
+            ImageFacts(
+                seed=picture.seed, width=wish.width, height=wish.height, format=wish.output_format, bytes=len(data)
+            )
+            for picture, data in zip(pictures, encoded, strict=True)
+        )
+        timings = timings.model_copy(update={"encode_ms": (time.monotonic() - started) * 1000})
+        self._speak(Done(job=run.job, attempt=run.attempt, images=facts, timings=timings), encoded)
+
+    def _fail(self, task: _Task, error: ReplicastError) -> None:
+        self._speak(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)), ())
+
+
+def _bytes(picture: Picture, form: ImageFormat, compression: int) -> bytes:
+    if picture.encoded is not None:
+        return picture.encoded
+    assert picture.pixels is not None
+    return images.encode(picture.pixels, form, compression)
