@@ -232,14 +232,8 @@ class Pool:
         if job.over:
             return
         self._pace.learn(job.model, done.timings.inference_ms / 1000)
-        result = Result(
-            images,
-            done.images,
-            done.timings,
-            worker.name,
-            job.attempt,
-            queue_ms=(job.dispatched - job.submitted) * 1000,
-        )
+        queue_ms = (job.dispatched - job.submitted) * 1000
+        result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms)
         self._finish(job, JobState.SUCCEEDED, result)
 
     def _failed(self, worker: Worker, failed: m.Failed) -> None:
@@ -274,9 +268,8 @@ class Pool:
             job.crashes += job.started
             if job.crashes >= self.limits.max_attempts:
                 self._note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
-                self._finish(
-                    job, JobState.FAILED, Poison(f"The workers that ran this request died, {job.crashes} times.")
-                )
+                why = Poison(f"The workers that ran this request died, {job.crashes} times.")
+                self._finish(job, JobState.FAILED, why)
             else:
                 again.append(job)
         self._requeue(again)
@@ -310,20 +303,14 @@ class Pool:
         """Hand out what can be handed out, and return everything that has been decided."""
         for model, queue in self._backlog:
             while queue:
-                worker = dispatch.choose(
-                    self.workers.values(),
-                    queue[0],
-                    version=self.wanted.version,
-                    suspect_after=self.limits.suspect_after,
-                )
+                worker = dispatch.choose(self.workers.values(), queue[0], self.wanted.version, self.limits)
                 if worker is None:
                     break
                 self._start(queue.popleft(), worker, now)
             if queue and not self._hope(model):
+                why = f"No replica of {model!r} is left: {self._why(model)}."
                 for job in list(queue):
-                    self._abandon(
-                        job, NotReady(f"No replica of {model!r} is left: {self._why(model)}.", retry_after_seconds=30)
-                    )
+                    self._abandon(job, NotReady(why, retry_after_seconds=30))
         actions, self._out = self._out, []
         return actions
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.uploads import image_type
@@ -66,7 +66,6 @@ class Job:
     dispatched: float = 0.0
     step: int = 0
     worker: str = ""
-    blamed: list[str] = field(default_factory=list)
 
     def run(self, model: WantedModel) -> Run:
         """The message that hands out the present attempt, to be made with this state of its model."""

@@ -95,7 +95,7 @@ def test_each_command_and_flag_it_names_exists(document: str) -> None:
     wrong = []
     for line in commands(document):
         ours = re.search(r"(?:^|[;&|/]\s*)replicast(?:\s+([a-z][a-z-]*))?(.*)$", line)
-        served = re.search(r"^make serve.*ARGS=[\"'](.*?)[\"']", line)
+        served = re.search(r"^make serve.*\sARGS=[\"'](.*?)[\"']", line)
         if ours:
             command, rest = ours.groups(default="")
             if command and command not in options():
@@ -144,7 +144,7 @@ def test_each_setting_is_documented() -> None:
     unknown = []
     for field in fields:
         names = {field, field.removesuffix("s")}
-        shown = [f"--{name.replace('_', '-')}" for name in names] + [f"REPLICAST_{name.upper()}" for name in names]
+        shown = [f"--{name.replace('_', '-')}" for name in names] + [f"`{field}`"]
         if not any(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) for word in shown):
             unknown.append(field)
     expect_none(unknown, "a setting that neither README.md nor gateway/README.md names")

@@ -52,14 +52,24 @@ def tokenizer() -> text.Qwen2Tokenizer:
 
 
 def test_every_word_of_the_vocabulary_is_one_token(tokenizer: text.Qwen2Tokenizer) -> None:
-    words = {*data.SHAPES, *data.COLOURS, *data.SIZES, *" ".join(data.POSITIONS).split(), "grey", "background", "corner"}
+    words = {
+        *data.SHAPES,
+        *data.COLOURS,
+        *data.SIZES,
+        *" ".join(data.POSITIONS).split(),
+        "grey",
+        "background",
+        "corner",
+    }
     assert [word for word in sorted(words) if len(tokenizer.tokenize(" " + word)) != 1] == []
 
 
 def test_the_chat_template_is_what_training_sees(tokenizer: text.Qwen2Tokenizer) -> None:
     for prompt in ("A RED Circle", "  grey star.\n", "", "ein roter Kreis ünd 日本"):
         message = [{"role": "user", "content": prompt}]
-        templated = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        templated = tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         assert templated == text.sentence(prompt)
         ids, attention = text.tokenize(tokenizer, [prompt])
         assert ids.shape == (1, text.LENGTH)
@@ -118,7 +128,9 @@ def test_packing_is_that_of_the_pipeline() -> None:
     assert torch.equal(vae.patchify(latents), packed)
     mean = autoencoder.bn.running_mean.view(1, -1, 1, 1)
     deviation = torch.sqrt(autoencoder.bn.running_var.view(1, -1, 1, 1) + autoencoder.config.batch_norm_eps)
-    assert torch.equal(vae.normalise(autoencoder, packed), Flux2KleinPipeline._pack_latents((packed - mean) / deviation))
+    assert torch.equal(
+        vae.normalise(autoencoder, packed), Flux2KleinPipeline._pack_latents((packed - mean) / deviation)
+    )
 
 
 def test_the_autoencoder_starts_as_a_picture_of_its_input() -> None:

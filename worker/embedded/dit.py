@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import Flux2Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from worker.embedded import checkpoint, text
 from worker.embedded.vae import CHANNELS, GRID
@@ -158,6 +158,8 @@ class Training:
     def __init__(self, corpus: Corpus, device: str, seed: int, rate: float, batch: int, compiled: bool) -> None:
         torch.manual_seed(seed)
         self.corpus, self.device, self.rate, self.size = corpus, device, rate, batch
+        self.ranks = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.model = build().to(device)
         _start(self.model)
         self.average = build().to(device).requires_grad_(False)
@@ -167,7 +169,8 @@ class Training:
         groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
         self.progress = Progress()
-        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.generator = torch.Generator().manual_seed(seed + 1 + 1_000_003 * self.rank)
+        self.begun, self.spent = time.monotonic(), 0.0
         self.turns = [rotary(self.model, references) for references in (0, 1)]
         self.loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
 
@@ -178,7 +181,7 @@ class Training:
 
     def step(self) -> None:
         """One batch, forwards and backwards."""
-        count = self.progress.samples // self.size
+        count = self.progress.samples // (self.size * self.ranks)
         edit = count % EDIT_EVERY == EDIT_EVERY - 1
         size = self.size // 2 if edit else self.size  # twice the tokens
         words, clean, weights, reference = self.corpus.batch(size, edit, self.generator)
@@ -192,16 +195,32 @@ class Training:
         loss = self.loss(*inputs, *self.turns[edit])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        shared = self._shared(loss.item())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.progress.samples += self.size
-        self._follow(edit, loss.item())
+        self.progress.samples += self.size * self.ranks
+        self._follow(edit, shared)
+
+    def _shared(self, loss: float) -> float:
+        """Averages gradients, loss and clock over all ranks, so that every rank takes the very same step."""
+        self.progress.seconds = self.spent + time.monotonic() - self.begun
+        if self.ranks == 1:
+            return loss
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        figures = torch.tensor([loss, self.progress.seconds], device=self.device)
+        flat = torch.cat([*(g.flatten() for g in gradients), figures])
+        distributed.all_reduce(flat)
+        flat /= self.ranks
+        for gradient, mean in zip(gradients, flat.split([*(g.numel() for g in gradients), 2]), strict=False):
+            gradient.copy_(mean.view_as(gradient))
+        self.progress.seconds = float(flat[-1])
+        return float(flat[-2])
 
     def _follow(self, edit: bool, loss: float) -> None:
         name = "edit_loss" if edit else "loss"
         old = getattr(self.progress, name)
         setattr(self.progress, name, loss if math.isnan(old) else 0.99 * old + 0.01 * loss)
-        steps = self.progress.samples // self.size
+        steps = self.progress.samples // (self.size * self.ranks)
         decay = min(0.999, (1 + steps) / (20 + steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
@@ -209,24 +228,24 @@ class Training:
     def run(self, seconds: float, decay_share: float, every: float, log: Callable[[str], None], report: Callable[["Training"], None]) -> None:
         """Trains until `seconds` of training (over all runs) are spent; the rate falls to 0 over the last `decay_share`.
 
-        `report` is called every `every` seconds and at the end, and may save or evaluate; its time counts.
+        `report` is called on rank 0 every `every` seconds and at the end, and may save or evaluate; its time counts.
         """
-        begun, spent = time.monotonic(), self.progress.seconds
-        reported = logged = begun
-        while (now := spent + time.monotonic() - begun) < seconds:
-            warm = min(1.0, (self.progress.samples + 1) / (300 * self.size))
+        self.begun, self.spent = time.monotonic(), self.progress.seconds
+        reported = logged = self.begun
+        while (now := self.progress.seconds) < seconds:
+            warm = min(1.0, (self.progress.samples + 1) / (150 * self.size * self.ranks))
             falling = min(1.0, (1 - now / seconds) / decay_share)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warm * max(falling, 0.0)
             self.step()
-            self.progress.seconds = spent + time.monotonic() - begun
-            if time.monotonic() - logged > 20:
+            if self.rank == 0 and time.monotonic() - logged > 20:
                 p, logged = self.progress, time.monotonic()
                 log(f"dit {p.samples} samples {p.seconds:.0f} s {p.samples / p.seconds:.0f}/s loss {p.loss:.4f} edits {p.edit_loss:.4f}")
-            if time.monotonic() - reported > every:
+            if self.rank == 0 and time.monotonic() - reported > every:
                 report(self)
                 reported = time.monotonic()
-        report(self)
+        if self.rank == 0:
+            report(self)
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint atomically."""
@@ -241,7 +260,7 @@ class Training:
         self.average.load_state_dict(checkpoint.part(tensors, "average."))
         checkpoint.unflat(self.optimizer, tensors, "optimizer.")
         self.progress = Progress(**progress)
-        self.generator.manual_seed(self.progress.samples + 1)
+        self.generator.manual_seed(self.progress.samples + 1 + 1_000_003 * self.rank)
 
 
 @torch.no_grad()

@@ -13,8 +13,7 @@ import torch
 from worker.embedded import checkpoint, data, dit, evaluate, export, text, vae
 
 M = TypeVar("M", bound=torch.nn.Module)
-STAGES = ("vae", "text", "dit", "export")
-_CAPTIONS, _INSTRUCTIONS = 120_000, 24_000
+_CAPTIONS, _INSTRUCTIONS = 80_000, 20_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,48 +26,68 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text-minutes", type=float, default=2.5)
     parser.add_argument("--decay", type=float, default=0.25, help="the share of --minutes in which the rate falls to 0")
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=48, help="samples of one step of one process")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
-    parser.add_argument("--stop-after", choices=STAGES, default="export")
+    parser.add_argument("--ranks", type=int, default=2, help="processes that train in step, each with --threads threads")
+    parser.add_argument("--report", type=float, default=10.0, help="minutes between checkpoints, each with a look at the figures")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    with (options.work / "log.txt").open("a", encoding="utf-8") as file:
-
-        def log(line: str) -> None:
-            stamped = f"{time.strftime('%H:%M:%S')} {line}"
-            print(stamped, file=file, flush=True)
-            print(stamped, file=sys.stderr, flush=True)
-
-        _run(options, log)
+    log = _log(options.work)
+    forbidden = data.held_out()
+    autoencoder = _vae_stage(options, forbidden, log)
+    tower, tokenizer = _text_stage(options, forbidden, log)
+    _corpus_stage(options, export.Parts(autoencoder, tower, tokenizer), forbidden, log)
+    if options.ranks == 1:
+        _image_stage(0, options)
+    else:
+        (options.work / "meeting").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(_image_stage, (options,), options.ranks)
     return 0
 
 
-def _run(options: argparse.Namespace, log: Callable[[str], None]) -> None:
-    forbidden = data.held_out()
-    autoencoder = _vae_stage(options, forbidden, log)
-    if options.stop_after == "vae":
-        return
-    tower, tokenizer = _text_stage(options, forbidden, log)
-    if options.stop_after == "text":
-        return
-    parts = export.Parts(autoencoder, tower, tokenizer)
-    training = _training(options, parts, forbidden, log)
+def _log(work: Path) -> Callable[[str], None]:
+    def log(line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        with (work / "log.txt").open("a", encoding="utf-8") as file:
+            print(stamped, file=file)
+        print(stamped, file=sys.stderr, flush=True)
+
+    return log
+
+
+def _image_stage(rank: int, options: argparse.Namespace) -> None:
+    """Trains the image model, with `options.ranks` processes in step, and exports it."""
+    torch.set_num_threads(options.threads)
+    if options.ranks > 1:
+        meeting = f"file://{(options.work / 'meeting').absolute()}"
+        backend = "nccl" if options.device == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=options.ranks)
+    log = _log(options.work)
+    parts = export.Parts(
+        _vae_stage(options, data.held_out(), log), *_text_stage(options, data.held_out(), log)
+    )
+    corpus = dit.Corpus(**checkpoint.read(options.work / "latents.safetensors")[0], **checkpoint.read(options.work / "words.safetensors")[0])
+    training = dit.Training(corpus, options.device, options.seed, options.rate, options.batch, not options.no_compile)
+    begun = options.work / "dit.safetensors"
+    if begun.exists():
+        training.load(begun)
+        log(f"continuing after {training.progress.samples} samples")
 
     def report(now: dit.Training) -> None:
-        now.save(options.work / "dit.safetensors")
-        figures = evaluate.figures(parts.pipeline(now.average), count=60, seed=1)
+        now.save(begun)
+        pipeline = parts.pipeline(now.average)
+        figures = evaluate.figures(pipeline, count=60, seed=1)
         now.progress.history.append({"samples": now.progress.samples, "loss": now.progress.loss, **figures})
         log(f"held out: {figures}")
-        evaluate.contact_sheet(parts.pipeline(now.average), options.work / "sheet.png")
+        evaluate.contact_sheet(pipeline, options.work / "sheet.png")
 
-    training.run(60 * options.minutes, options.decay, 600, log, report)
-    if options.stop_after == "dit":
-        return
-    export.write(options.out, parts, training, options.seed, log)
+    training.run(60 * options.minutes, options.decay, 60 * options.report, log, report)
+    if rank == 0:
+        export.write(options.out, parts, training, options.seed, log)
 
 
 def _vae_stage(options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> vae.AutoencoderKLFlux2:
@@ -109,37 +128,27 @@ def _rounded(module: M) -> M:
     return module.bfloat16().float().eval().requires_grad_(False)
 
 
-def _training(
-    options: argparse.Namespace, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
-) -> dit.Training:
-    cache = options.work / "corpus.safetensors"
-    if not cache.exists():
-        corpus = _corpus(options.seed, parts, forbidden, log)
-        checkpoint.write(cache, vars(corpus))
-    corpus = dit.Corpus(**checkpoint.read(cache)[0])
-    training = dit.Training(corpus, options.device, options.seed, options.rate, options.batch, not options.no_compile)
-    checkpoint = options.work / "dit.safetensors"
-    if checkpoint.exists():
-        training.load(checkpoint)
-        log(f"continuing after {training.progress.samples} samples")
-    return training
+def _corpus_stage(options: argparse.Namespace, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> None:
+    latents, words = options.work / "latents.safetensors", options.work / "words.safetensors"
+    if not latents.exists():
+        checkpoint.write(latents, {"latents": vae.scene_latents(parts.vae, forbidden, log), "weights": vae.object_weights()})
+    if not words.exists():
+        checkpoint.write(words, _words(options.seed, parts, forbidden, log))
 
 
-def _corpus(seed: int, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> dit.Corpus:
+def _words(seed: int, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> dict[str, torch.Tensor]:
     captions = list(islice(text.scene_captions(seed + 1000, forbidden), _CAPTIONS))
     instructions = list(islice(text.edit_captions(seed + 2000, forbidden), _INSTRUCTIONS))
     words = text.encode(parts.tower, parts.tokenizer, [c for c, _ in captions])
     log(f"encoded {len(words)} captions")
-    return dit.Corpus(
-        latents=vae.scene_latents(parts.vae, forbidden, log),
-        weights=vae.object_weights(),
-        words=words,
-        scenes=torch.tensor([scene.indices() for _, scene in captions]),
-        edit_words=text.encode(parts.tower, parts.tokenizer, [i for i, _ in instructions]),
-        before=torch.tensor([edit.before.indices() for _, edit in instructions]),
-        after=torch.tensor([edit.after.indices() for _, edit in instructions]),
-        silence=text.encode(parts.tower, parts.tokenizer, [""]),
-    )
+    return {
+        "words": words,
+        "scenes": torch.tensor([scene.indices() for _, scene in captions]),
+        "edit_words": text.encode(parts.tower, parts.tokenizer, [i for i, _ in instructions]),
+        "before": torch.tensor([edit.before.indices() for _, edit in instructions]),
+        "after": torch.tensor([edit.after.indices() for _, edit in instructions]),
+        "silence": text.encode(parts.tower, parts.tokenizer, [""]),
+    }
 
 
 if __name__ == "__main__":

@@ -195,6 +195,7 @@ def scene_latents(vae: AutoencoderKLFlux2, forbidden: frozenset[tuple[str, str, 
     """Tokens of every scene that may be trained on, float16, axes (variant, shape, size, position, colour,
     background, 64, 4C); zeros where colour equals background and for forbidden triples."""
     device = next(vae.parameters()).device
+    vae.to(memory_format=torch.channels_last)
     colours = torch.tensor([data.PALETTE[c] for c in data.COLOURS], dtype=torch.float32) / 127.5 - 1
     kinds = (len(data.VARIANTS), len(data.SHAPES), len(data.SIZES), len(data.POSITIONS))
     pairs = len(data.COLOURS)
@@ -205,11 +206,13 @@ def scene_latents(vae: AutoencoderKLFlux2, forbidden: frozenset[tuple[str, str, 
         cover = torch.from_numpy(
             data.mask(data.SHAPES[shape], list(data.SIZES)[size], list(data.POSITIONS)[position], variant).copy()
         )
-        images = (grounds + cover * (fronts - grounds)).flatten(0, 1).to(device)
+        images = (grounds + cover * (fronts - grounds)).flatten(0, 1)
         allowed = torch.tensor(
             [c != b and (data.SHAPES[shape], c, b) not in forbidden for c in data.COLOURS for b in data.COLOURS]
         )
-        tokens = normalise(vae, patchify(vae.encode(images[allowed]).latent_dist.mode())).half().cpu()
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = vae.encode(images[allowed].to(device, memory_format=torch.channels_last)).latent_dist.mode()
+        tokens = normalise(vae, patchify(latents.float().contiguous())).half().cpu()
         out[variant, shape, size, position].view(pairs * pairs, GRID * GRID, -1)[allowed] = tokens
     log(f"encoded {out[..., 0, 0].numel()} scenes in {time.monotonic() - begun:.0f} s")
     return out

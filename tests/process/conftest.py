@@ -1,0 +1,118 @@
+"""Servers for the process tests, and the guard: when a test has ended, nothing that it started is left."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.server import Serve, Server, processes, until
+
+_GONE_SECONDS = 5.0
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A folder for the sockets of a test, with a short path, since a socket's is limited to 107 bytes.
+
+    It is also the guard: no process that was started with it, no socket and no shared memory outlives the test.
+    """
+    with _guarded() as folder:
+        yield folder
+
+
+@pytest.fixture
+def serve(runtime: Path, tmp_path: Path, clients: ThreadPoolExecutor) -> Iterator[Serve]:
+    # After the clients, so that in a test that fails they end with their server.
+    with _serving(runtime, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """As `serve`, for a server that the tests of one file share."""
+    with _guarded() as runtime, _serving(runtime, tmp_path_factory.mktemp("server")) as start:
+        yield start
+
+
+@pytest.fixture
+def clients() -> Iterator[ThreadPoolExecutor]:
+    """Threads for requests that are made at the same time."""
+    with ThreadPoolExecutor(32, thread_name_prefix="client") as pool:
+        yield pool
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that is not there: steps of a stub that has it as its `gate` are held until it is made."""
+    return tmp_path / "gate"
+
+
+@contextmanager
+def _guarded() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    before = _shared_memory()
+    try:
+        yield folder
+        until(lambda: not processes(folder), "no process of the test is left", _GONE_SECONDS)
+        assert not list(folder.iterdir()), "a socket folder is left"
+        until(lambda: not _orphans(_shared_memory() - before), "nothing of ours is in shared memory", _GONE_SECONDS)
+    finally:
+        for process in processes(folder):
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _serving(runtime: Path, folder: Path) -> Iterator[Serve]:
+    """A maker of servers; all of them have ended when the block has, and their logs must be free of tracebacks."""
+    servers: list[Server] = []
+    with ExitStack() as stack:
+
+        def start(
+            *args: str,
+            ready: bool = True,
+            data_dir: Path | None = None,
+            env: Mapping[str, str] | None = None,
+            **settings: object,
+        ) -> Server:
+            own = folder / f"server{len(servers)}"
+            own.mkdir()
+            server = Server(own, runtime, *args, data_dir=data_dir, env=env, **settings)
+            servers.append(server)
+            stack.enter_context(server)
+            if ready:
+                return server.wait_ready()
+            assert server.address
+            return server
+
+        yield start
+    for server in servers:
+        assert "Traceback" not in server.log, server.log
+
+
+def _orphans(names: set[str]) -> set[str]:
+    """Those of shared memory that no living process has mapped: what others are using right now is not ours."""
+    for process in psutil.process_iter() if names else ():
+        try:
+            names = names - {Path(region.path).name for region in process.memory_maps()}
+        except (psutil.Error, OSError):
+            continue
+    return names
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in _SHARED_MEMORY.iterdir()} if _SHARED_MEMORY.is_dir() else set()

@@ -1,0 +1,399 @@
+"""The pool, by examples: each test is one promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.jobs.job import JobState
+from gateway.limits import Limits
+from gateway.workers import State
+from shared import messages as m
+from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
+from shared.sources import wanted
+from shared.wire import Packet, Stamp
+from tests.unit.world import CARD, MODEL, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def failure(world: World, job_id: str) -> ReplicastError:
+    outcome = world.outcomes[job_id]
+    assert isinstance(outcome, ReplicastError)
+    return outcome
+
+
+def test_a_job_goes_to_a_ready_worker_and_its_picture_comes_back(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit(seed=5)
+    (run,) = a.runs()
+    assert (run.job, run.attempt, run.seeds, run.epoch, run.digest) == (job.id, 1, (5,), MODEL.epoch, MODEL.digest)
+    world.start(a, run)
+    world.done(a, run)
+    assert world.result(job).worker == "a"
+    assert job.state is JobState.SUCCEEDED
+    assert world.pool.jobs == {}
+
+
+def test_before_a_replica_is_ready_a_request_is_refused_and_told_when_to_come_back(world: World) -> None:
+    world.boot("a")
+    with pytest.raises(NotReady) as refused:
+        world.submit()
+    assert refused.value.retry_after_seconds
+
+
+def test_an_unknown_model_is_refused(world: World) -> None:
+    world.ready("a")
+    with pytest.raises(UnknownModel):
+        world.submit("nosuch")
+
+
+def test_an_idle_worker_comes_before_handing_ahead(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    for _ in range(2):
+        world.submit()
+    assert (len(a.runs()), len(b.runs())) == (1, 1)
+
+
+def test_one_job_is_handed_ahead_and_no_more(world: World) -> None:
+    a = world.ready("a")
+    for _ in range(5):
+        world.submit()
+    assert len(a.runs()) == 2
+    world.done(a, a.runs()[0])
+    assert len(a.runs()) == 3
+
+
+def test_a_killed_workers_started_job_runs_again_with_the_same_seed(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit(seed=9)
+    world.start(a, a.runs()[0])
+    b = world.ready("b")
+    world.die(a)
+    (run,) = b.runs()
+    assert (run.job, run.attempt, run.seeds) == (job.id, 2, (9,))
+    assert job.crashes == 1
+    world.done(b, run)
+    assert world.result(job).attempts == 2
+
+
+def test_work_that_had_not_started_goes_back_to_the_head_at_no_cost(world: World) -> None:
+    a = world.ready("a")
+    first, second, third = world.submit(), world.submit(), world.submit()
+    world.start(a, a.runs()[0])
+    world.die(a)
+    assert (first.crashes, second.crashes) == (1, 0)
+    b = world.ready("b")
+    # The first has cost a worker its life: it runs alone.
+    assert [run.job for run in b.runs()] == [first.id]
+    world.done(b, b.runs()[0])
+    assert [run.job for run in b.runs()[1:]] == [second.id, third.id]
+
+
+def test_a_request_that_kills_every_worker_fails_after_its_attempts_and_is_named(world: World) -> None:
+    bystander = None
+    poison = None
+    for attempt in range(3):
+        worker = world.ready(f"w{attempt}")
+        poison = poison or world.submit()
+        bystander = bystander or world.submit()
+        run = next(run for run in worker.runs() if run.job == poison.id)
+        world.start(worker, run)
+        world.die(worker)
+    assert poison is not None
+    assert bystander is not None
+    assert isinstance(failure(world, poison.id), Poison)
+    assert "job_poison" in world.notes
+    good = world.ready("good")
+    world.done(good, next(run for run in good.runs() if run.job == bystander.id))
+    assert world.result(bystander)
+
+
+def test_a_result_of_an_older_attempt_is_dropped(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    old = a.runs()[0]
+    world.start(a, old)
+    # It comes back by itself, in a new session, with the old picture in hand.
+    world.hello(a)
+    world.ack(a)
+    new = a.runs()[-1]
+    assert new.attempt == old.attempt + 1
+    world.done(a, old)
+    assert job.id not in world.outcomes
+    assert "stale_result" in world.notes
+    world.done(a, new)
+    assert world.result(job).attempts == 2
+
+
+def test_a_second_hello_cancels_what_the_former_session_was_running(world: World) -> None:
+    a = world.ready("a")
+    world.submit()
+    run = a.runs()[0]
+    hello = m.Hello(
+        protocol=m.PROTOCOL,
+        name="a",
+        token=a.token,
+        incarnation=a.incarnation,
+        slots=1,
+        pid=1,
+        host="here",
+        device=m.Device(kind="stub", names=()),
+        running=(m.InHand(job=run.job, attempt=run.attempt),),
+    )
+    world.do(world.pool.received(a.peer, Packet(hello, Stamp()), world.now))
+    assert [(c.job, c.attempt) for c in a.took(m.Cancel)] == [(run.job, run.attempt)]  # type: ignore[attr-defined]
+
+
+def test_the_newer_life_of_a_name_wins(world: World) -> None:
+    old = world.ready("a")
+    new = world.ready("a")
+    assert old.took(m.Bye)
+    world.submit()
+    assert (len(old.runs()), len(new.runs())) == (0, 1)
+    world.say(old, m.Pong(count=1, steps=1, memory_bytes=1))
+    assert "stranger_message" in world.notes
+
+
+@pytest.mark.parametrize(("token", "protocol", "code"), [("wrong", m.PROTOCOL, "forbidden"), (None, 0, "protocol")])
+def test_a_worker_that_does_not_fit_is_rejected_and_told_why(
+    world: World, token: str | None, protocol: int, code: str
+) -> None:
+    a = world.boot("a")
+    a.inbox.clear()
+    world.hello(a, token=token, protocol=protocol)
+    (reject,) = a.took(m.Reject)
+    assert reject.code == code  # type: ignore[attr-defined]
+
+
+def test_a_token_that_is_not_ascii_is_refused_and_not_raised(world: World) -> None:
+    a = world.boot("a")
+    a.inbox.clear()
+    world.hello(a, token="é\udcff")
+    assert a.took(m.Reject)
+
+
+def test_a_token_is_worth_nothing_once_its_process_has_ended(world: World) -> None:
+    a = world.ready("a")
+    world.do(world.pool.exited("a", "exit status 0", world.now))
+    a.inbox.clear()
+    world.hello(a)
+    assert a.took(m.Reject)
+
+
+def test_pings_are_counted_and_a_silent_worker_is_given_up(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    job = world.submit()
+    holder, other = (a, b) if a.runs() else (b, a)
+    world.start(holder, holder.runs()[0])
+    world.tick(1, hearing=(other,))
+    world.tick(world.pool.limits.suspect_after, hearing=(other,))
+    # Suspect: it gets no new work, but nobody has given up on it yet.
+    world.submit()
+    assert len(holder.runs()) == 1
+    world.tick(world.pool.limits.gone_after, hearing=(other,))
+    assert holder.name in world.killed
+    world.done(other, other.runs()[0])
+    assert [run.job for run in other.runs()].count(job.id) == 1
+
+
+def test_our_own_stall_is_nobodys_silence(world: World) -> None:
+    a = world.ready("a")
+    world.tick(50, punctual=False)
+    assert world.pool.workers["a"].missed == 0
+    assert not world.killed
+    world.submit()
+    assert a.runs()
+
+
+def test_a_loading_worker_is_waited_for_within_its_bound() -> None:
+    world = World(limits=Limits(ping_seconds=1, load_seconds=30))
+    world.boot("a")
+    world.tick(29)
+    assert not world.killed
+    world.tick(2)
+    assert world.killed == ["a"]
+
+
+def test_a_cancelled_job_leaves_the_queue_at_once(world: World) -> None:
+    a = world.ready("a")
+    jobs = [world.submit() for _ in range(3)]
+    world.do(world.pool.cancel(jobs[2].id, world.now))
+    assert isinstance(failure(world, jobs[2].id), Cancelled)
+    for run in list(a.runs()):
+        world.done(a, run)
+    assert [run.job for run in a.runs()] == [jobs[0].id, jobs[1].id]
+
+
+def test_a_cancelled_run_is_stopped_and_its_place_is_free_when_the_worker_says_so(world: World) -> None:
+    a = world.ready("a")
+    first, second, third = (world.submit() for _ in range(3))
+    world.start(a, a.runs()[0])
+    world.do(world.pool.cancel(first.id, world.now))
+    assert [c.job for c in a.took(m.Cancel)] == [first.id]  # type: ignore[attr-defined]
+    assert third.id not in [run.job for run in a.runs()]
+    problem = m.Problem(code="cancelled", message="cancelled")
+    world.say(a, m.Failed(job=first.id, attempt=1, problem=problem))
+    assert [run.job for run in a.runs()] == [first.id, second.id, third.id]
+
+
+def test_a_done_that_comes_after_its_cancel_changes_nothing(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    world.do(world.pool.cancel(job.id, world.now))
+    world.done(a, a.runs()[0])
+    assert isinstance(failure(world, job.id), Cancelled)
+    assert world.pool.workers["a"].jobs == {}
+
+
+def test_a_deadline_passes_in_the_queue_and_on_the_device(world: World) -> None:
+    a = world.ready("a")
+    running, ahead, queued = (world.submit(deadline=5.0) for _ in range(3))
+    world.tick(6, hearing=(a,))
+    for job in (running, ahead, queued):
+        assert isinstance(failure(world, job.id), Expired)
+    assert len(a.took(m.Cancel)) == 2
+
+
+def test_a_full_queue_refuses_with_an_estimate() -> None:
+    world = World(limits=Limits(max_queue=2))
+    world.ready("a")
+    for _ in range(4):
+        world.submit()
+    with pytest.raises(QueueFull) as full:
+        world.submit()
+    assert full.value.retry_after_seconds is not None
+    assert 1 <= full.value.retry_after_seconds <= 60
+
+
+def test_draining_takes_nothing_new_and_finishes_the_rest(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    world.do(world.pool.drain(world.now))
+    with pytest.raises(Draining):
+        world.submit()
+    world.done(a, a.runs()[0])
+    assert world.result(job)
+
+
+def test_a_draining_worker_finishes_and_gets_no_more(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    world.say(a, m.Drain(reason="SIGTERM"))
+    for _ in range(2):
+        world.submit()
+    assert (len(a.runs()), len(b.runs())) == (0, 2)
+    world.say(a, m.Bye(reason="drained"))
+    assert "a" not in world.pool.workers
+
+
+def test_a_new_wanted_state_reaches_everybody_and_who_is_behind_gets_no_work(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    next_state = MODEL.model_copy(update={"epoch": 1})
+    world.do(world.pool.want([next_state], world.now))
+    job = world.submit()
+    assert not a.runs()
+    assert not b.runs()
+    world.ack(b)
+    (run,) = b.runs()
+    assert (run.job, run.epoch, run.digest) == (job.id, 1, next_state.digest)
+
+
+def test_a_worker_that_says_behind_gets_the_whole_state_and_the_job_goes_elsewhere_at_no_cost(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    b = world.ready("b")
+    run = a.runs()[0]
+    world.say(a, m.Failed(job=run.job, attempt=1, problem=m.Problem(code="behind", message="")))
+    assert a.took(m.Want)
+    assert [r.job for r in b.runs()] == [job.id]
+    assert job.crashes == 0
+
+
+def test_a_worker_that_acknowledges_another_state_than_it_was_sent_is_not_believed(world: World) -> None:
+    a = world.boot("a")
+    outcome = m.Outcome(model="stub", card=CARD, epoch=0, digest="not the digest")
+    world.say(a, m.Ack(version=world.pool.wanted.version, outcomes=(outcome,)))
+    assert world.killed == ["a"]
+
+
+def test_unloading_a_model_ends_the_jobs_that_wait_for_it() -> None:
+    other = wanted("stub", model_id="other")
+    world = World(models=(MODEL, other))
+    a = world.ready("a")
+    jobs = [world.submit("other") for _ in range(3)]
+    world.do(world.pool.want([MODEL], world.now))
+    assert isinstance(failure(world, jobs[2].id), UnknownModel)
+    behind = m.Problem(code="behind", message="")
+    for run in a.runs():
+        world.say(a, m.Failed(job=run.job, attempt=run.attempt, problem=behind))
+    assert all(isinstance(failure(world, job.id), UnknownModel) for job in jobs)
+
+
+def test_nobody_waits_for_workers_that_are_given_up(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    world.start(a, a.runs()[0])
+    world.die(a)
+    assert job.id not in world.outcomes
+    world.do(world.pool.given_up("a", "crash loop", world.now))
+    assert isinstance(failure(world, job.id), NotReady)
+
+
+def test_a_picture_that_is_none_ends_the_worker_and_is_made_again(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    job = world.submit()
+    holder, other = (a, b) if a.runs() else (b, a)
+    world.start(holder, holder.runs()[0])
+    world.done(holder, holder.runs()[0], image=b"<html>")
+    assert holder.name in world.killed
+    world.done(other, other.runs()[0])
+    assert world.result(job).worker == other.name
+
+
+def test_a_result_for_somebody_elses_job_is_dropped(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    job = world.submit()
+    holder, other = (a, b) if a.runs() else (b, a)
+    world.done(other, holder.runs()[0])
+    assert job.id not in world.outcomes
+    assert "stale_result" in world.notes
+
+
+def test_a_replayed_message_is_dropped(world: World) -> None:
+    a = world.ready("a")
+    stamp = Stamp(0, a.incarnation, a.session, a.seq)
+    world.do(world.pool.received(a.peer, Packet(m.Bye(reason="replayed"), stamp), world.now))
+    assert "replayed_message" in world.notes
+    assert world.pool.workers["a"].state is State.READY
+
+
+def test_a_message_that_only_a_gateway_may_say_ends_the_session(world: World) -> None:
+    a = world.ready("a")
+    world.say(a, m.Cancel(job="x", attempt=1))
+    assert world.killed == ["a"]
+
+
+def test_garbage_ends_its_senders_session_and_a_strangers_is_only_counted(world: World) -> None:
+    a = world.ready("a")
+    world.do(world.pool.garbage(b"stranger", "nonsense", world.now))
+    assert not world.killed
+    world.do(world.pool.garbage(a.peer, "nonsense", world.now))
+    assert world.killed == ["a"]
+
+
+def test_a_peer_that_cannot_be_reached_is_lost_and_its_work_moves(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    job = world.submit()
+    holder, other = (a, b) if a.runs() else (b, a)
+    world.do(world.pool.undeliverable(holder.peer, "unreachable", world.now))
+    assert [run.job for run in other.runs()] == [job.id]
+
+
+def test_an_illegal_move_of_our_own_raises(world: World) -> None:
+    world.ready("a")
+    job = world.submit()
+    job.move(JobState.QUEUED)
+    with pytest.raises(RuntimeError, match="no move"):
+        job.move(JobState.SUCCEEDED)

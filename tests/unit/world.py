@@ -1,0 +1,168 @@
+"""A pool with scripted workers around it: no socket, no clock, no task. What the pool sends is kept, by worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.jobs.job import Job, Outcome, Result
+from gateway.limits import Limits
+from gateway.pool import Pool
+from shared import messages as m
+from shared.sources import wanted
+from shared.wire import Packet, Stamp
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
+MODEL = wanted("stub")
+CARD = m.ModelCard(
+    family="stub",
+    revision="1",
+    tasks=("generate",),
+    sizes=m.SizeRule(default=m.Size(width=64, height=64)),
+    steps=4,
+    max_steps=100,
+    guidance=1.0,
+    max_guidance=20.0,
+    negative_prompt=True,
+)
+
+
+@dataclass
+class Puppet:
+    """A worker as its gateway sees it; the test moves it."""
+
+    name: str
+    peer: bytes
+    token: str
+    incarnation: str
+    session: str = ""
+    seq: int = 0
+    inbox: list[m.Message] = field(default_factory=list)
+
+    def took(self, kind: type[m.Message]) -> list[m.Message]:
+        """The messages of a kind that it was sent."""
+        return [message for message in self.inbox if isinstance(message, kind)]
+
+    def runs(self) -> list[m.Run]:
+        """The runs it was handed."""
+        return [message for message in self.inbox if isinstance(message, m.Run)]
+
+
+class World:
+    """The pool and everybody around it."""
+
+    def __init__(self, *, limits: Limits | None = None, models: tuple[m.WantedModel, ...] = (MODEL,)) -> None:
+        self.pool = Pool(models, limits or Limits(), term=7)
+        self.now = 0.0
+        self.puppets: dict[bytes, Puppet] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.killed: list[str] = []
+        self.notes: list[str] = []
+        self._ids = count(1)
+
+    def do(self, actions: list[Action]) -> None:
+        """Carry out what the pool decided."""
+        for action in actions:
+            match action:
+                case Send():
+                    if puppet := self.puppets.get(action.peer):
+                        puppet.inbox.append(action.message)
+                        if isinstance(action.message, m.Welcome):
+                            puppet.session, puppet.seq = action.message.session, 0
+                case Finish():
+                    assert action.job.id not in self.outcomes, "a job had two answers"
+                    self.outcomes[action.job.id] = action.outcome
+                case Kill():
+                    self.killed.append(action.worker)
+                case Note():
+                    self.notes.append(action.event)
+
+    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9) -> Job:
+        """Submit a job; what `Pool.submit` raises passes through."""
+        number = next(self._ids)
+        self.now += 0.001
+        parameters = m.Parameters(prompt="x", width=64, height=64, steps=4, guidance=1.0)
+        job = Job(
+            id=f"j{number}",
+            model=model,
+            task="generate",
+            parameters=parameters,
+            seeds=(seed,),
+            deadline=deadline,
+            submitted=self.now,
+        )
+        self.do(self.pool.submit(job, self.now))
+        return job
+
+    def boot(self, name: str) -> Puppet:
+        """Start a process of this name and let it say Hello."""
+        number = next(self._ids)
+        puppet = Puppet(name, f"peer{number}".encode(), f"token{number}", f"life{number}")
+        self.do(self.pool.expect(name, puppet.token, self.now))
+        self.puppets[puppet.peer] = puppet
+        self.hello(puppet)
+        return puppet
+
+    def ready(self, name: str) -> Puppet:
+        """A worker that has acknowledged the wanted state."""
+        puppet = self.boot(name)
+        self.ack(puppet)
+        return puppet
+
+    def hello(self, puppet: Puppet, *, token: str | None = None, protocol: int = m.PROTOCOL) -> None:
+        """Say Hello, with this token or its own."""
+        hello = m.Hello(
+            protocol=protocol,
+            name=puppet.name,
+            token=puppet.token if token is None else token,
+            incarnation=puppet.incarnation,
+            slots=1,
+            pid=1,
+            host="here",
+            device=m.Device(kind="stub", names=("0",)),
+        )
+        self.do(self.pool.received(puppet.peer, Packet(hello, Stamp(incarnation=puppet.incarnation)), self.now))
+
+    def say(self, puppet: Puppet, message: m.Message, attachments: tuple[bytes, ...] = ()) -> None:
+        """Say something in its session."""
+        puppet.seq += 1
+        stamp = Stamp(0, puppet.incarnation, puppet.session, puppet.seq)
+        self.do(self.pool.received(puppet.peer, Packet(message, stamp, attachments), self.now))
+
+    def ack(self, puppet: Puppet) -> None:
+        """Acknowledge the newest wanted state it was sent, every model loaded."""
+        states = [message.wanted for message in puppet.inbox if isinstance(message, m.Welcome | m.Want)]
+        outcomes = tuple(
+            m.Outcome(model=model.id, card=CARD, epoch=model.epoch, digest=model.digest) for model in states[-1].models
+        )
+        self.say(puppet, m.Ack(version=states[-1].version, outcomes=outcomes))
+
+    def start(self, puppet: Puppet, run: m.Run) -> None:
+        """Say that the device has begun this run."""
+        self.say(puppet, m.Progress(job=run.job, attempt=run.attempt, step=0, total=4))
+
+    def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG) -> None:
+        """Deliver the picture of a run."""
+        facts = m.ImageFacts(seed=run.seeds[0], width=64, height=64, format="png", bytes=len(image))
+        message = m.Done(job=run.job, attempt=run.attempt, images=(facts,), timings=m.Timings(inference_ms=50))
+        self.say(puppet, message, (image,))
+
+    def die(self, puppet: Puppet) -> None:
+        """Its process ends."""
+        self.puppets.pop(puppet.peer, None)
+        self.do(self.pool.exited(puppet.name, "signal SIGKILL", self.now))
+
+    def tick(self, times: int = 1, *, hearing: tuple[Puppet, ...] = (), punctual: bool = True) -> None:
+        """Let ping intervals pass; those in `hearing` answer each ping."""
+        for _ in range(times):
+            self.now += self.pool.limits.ping_seconds
+            self.do(self.pool.tick(self.now, punctual=punctual))
+            for puppet in hearing:
+                self.say(puppet, m.Pong(count=1, steps=0, memory_bytes=0))
+
+    def result(self, job: Job) -> Result:
+        """The result of a job that must have one."""
+        outcome = self.outcomes[job.id]
+        assert isinstance(outcome, Result), outcome
+        return outcome
