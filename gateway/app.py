@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
@@ -16,7 +16,7 @@ from gateway.api import errors, health, images, models
 from gateway.api.state import State
 from gateway.front import Front
 from gateway.home import Home
-from gateway.launchers import Slot
+from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -27,8 +27,16 @@ from gateway.supervisor import RestartPolicy
 _LAG_SECONDS = 0.25
 
 
-def create(settings: Settings, slots: tuple[Slot, ...], home: Home) -> tuple[ASGIApp, State]:
-    """The server as an ASGI app, and the state behind it. `home` is entered; nothing runs before the lifespan."""
+def create(
+    settings: Settings,
+    slots: tuple[Slot, ...],
+    home: Home,
+    launcher: Callable[[str], Launcher] | None = None,
+) -> tuple[ASGIApp, State]:
+    """The server as an ASGI app, and the state behind it. `home` is entered; nothing runs before the lifespan.
+
+    `launcher` makes, of the endpoint that workers dial, what starts them; without it they are local processes.
+    """
     term = home.next_term()
     metrics = Metrics(term)
     serving = Serving(
@@ -38,7 +46,7 @@ def create(settings: Settings, slots: tuple[Slot, ...], home: Home) -> tuple[ASG
         policy=_policy(settings),
         term=term,
         socket_folder=home.socket_folder(),
-        launcher=lambda endpoint: Local(endpoint, settings.log_level, settings.log_format),
+        launcher=launcher or (lambda endpoint: Local(endpoint, settings.log_level, settings.log_format)),
         noted=lambda event: metrics.events.labels(event).inc(),
     )
     metrics.watch(serving.pool, lambda: serving.supervisor.facts)

@@ -10,11 +10,15 @@ from gateway.workers import State
 
 
 def readiness(pool: Pool, facts: dict[str, Facts]) -> tuple[bool, dict[str, Any]]:
-    """Whether every model can be served, and the story: per model its replicas in step, and per worker how it is."""
+    """Whether anything can be served, and the story: per model its replicas in step, and per worker how it is.
+
+    One model that cannot be loaded does not take the others out of a balancer: then the status is "degraded".
+    """
     workers = {name: _worker(pool, name, fact) for name, fact in facts.items()}
     models = {model.id: _model(pool, model.id, workers) for model in pool.wanted.models}
-    ready = not pool.draining and all(model["ready"] for model in models.values())
-    return ready, {"status": _status(pool, ready), "models": models, "workers": workers}
+    able = [model["ready"] for model in models.values()]
+    ready = not pool.draining and any(able)
+    return ready, {"status": _status(pool, able), "models": models, "workers": workers}
 
 
 def ready_replicas(pool: Pool, model: str) -> int:
@@ -28,10 +32,12 @@ def ready_replicas(pool: Pool, model: str) -> int:
     )
 
 
-def _status(pool: Pool, ready: bool) -> str:
+def _status(pool: Pool, able: list[bool]) -> str:
     if pool.draining:
         return "draining"
-    return "ready" if ready else "not_ready"
+    if all(able):
+        return "ready"
+    return "degraded" if any(able) else "not_ready"
 
 
 def _model(pool: Pool, model: str, workers: dict[str, dict[str, Any]]) -> dict[str, Any]:

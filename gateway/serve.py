@@ -49,7 +49,8 @@ def serve(settings: Settings) -> int:
         address = _address(settings.host, listener)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_run(server, state, listener, address))
-        return 0
+        # What kept the app from starting is in the log.
+        return 0 if server.started else 1
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""Judges a picture of one coloured shape against what was asked for. numpy and Pillow; shares no code with the training.
+"""Judges a picture of one coloured shape against what was asked for. No code of the training is used.
 
 How it sees: the border tells the background, the largest connected patch of another colour is the shape, its
 centroid tells the position, and its outline, compared by overlap with ideal shapes of the same area and centroid, tells
@@ -78,11 +78,15 @@ class Seen:
 
 def parse(prompt: str) -> Expectation:
     """Reads a simple prompt of one shape. ValueError if it names no shape or no colour of it."""
-    text = re.sub(r"[^a-z ]+", " ", prompt.lower().replace("grey", "gray").replace("centre", "center").replace("middle", "center"))
+    text = re.sub(
+        r"[^a-z ]+", " ", prompt.lower().replace("grey", "gray").replace("centre", "center").replace("middle", "center")
+    )
     text = text.replace("upper", "top").replace("lower", "bottom").replace("backdrop", "background")
     words = text.split()
     shape = next((w for w in words if w in SHAPES), None)
-    named = re.search(rf"({'|'.join(COLOURS)}) background|background (?:is |to )?({'|'.join(COLOURS)})", " ".join(words))
+    named = re.search(
+        rf"({'|'.join(COLOURS)}) background|background (?:is |to )?({'|'.join(COLOURS)})", " ".join(words)
+    )
     background = (named[1] or named[2]) if named else None
     rest = " ".join(words).replace(named[0], " ") if named else " ".join(words)
     colour = next((w for w in rest.split() if w in COLOURS), None)
@@ -92,7 +96,11 @@ def parse(prompt: str) -> Expectation:
     column = next((w for w in words if w in ("left", "right")), "")
     size = {"small": "small", "tiny": "small", "large": "large", "big": "large", "medium": "medium"}
     return Expectation(
-        shape, colour, background, f"{row} {column}".strip() or "center", next((size[w] for w in words if w in size), None)
+        shape,
+        colour,
+        background,
+        f"{row} {column}".strip() or "center",
+        next((size[w] for w in words if w in size), None),
     )
 
 
@@ -102,7 +110,8 @@ def score(image: bytes | NDArray[Any] | Image.Image, expectation: Expectation) -
     return Score(
         shape=seen.shape == expectation.shape,
         colour=seen.colour == expectation.colour,
-        background=seen.background == expectation.background or (expectation.background is None and seen.background != seen.colour),
+        background=seen.background == expectation.background
+        or (expectation.background is None and seen.background != seen.colour),
         position=seen.position == expectation.position,
     )
 
@@ -110,7 +119,14 @@ def score(image: bytes | NDArray[Any] | Image.Image, expectation: Expectation) -
 def look(image: bytes | NDArray[Any] | Image.Image) -> Seen:
     """What the picture shows."""
     pixels = _native(image)
-    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[2:-2, :2].reshape(-1, 3), pixels[2:-2, -2:].reshape(-1, 3)])
+    border = np.concatenate(
+        [
+            pixels[:2].reshape(-1, 3),
+            pixels[-2:].reshape(-1, 3),
+            pixels[2:-2, :2].reshape(-1, 3),
+            pixels[2:-2, -2:].reshape(-1, 3),
+        ]
+    )
     ground_rgb = np.median(border, axis=0)
     background = _nearest(ground_rgb)
     distance = np.linalg.norm(pixels - ground_rgb, axis=-1)
@@ -185,7 +201,9 @@ def _largest(mask: Mask) -> Mask:
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
-        spread = np.max([padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0)
+        spread = np.max(
+            [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0
+        )
         spread = np.where(mask, spread, 0)
         if np.array_equal(spread, labels):
             break
@@ -198,7 +216,11 @@ def _largest(mask: Mask) -> Mask:
 
 def _grown(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
-    parts = [padded[1 + dy : 1 + dy + mask.shape[0], 1 + dx : 1 + dx + mask.shape[1]] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    parts = [
+        padded[1 + dy : 1 + dy + mask.shape[0], 1 + dx : 1 + dx + mask.shape[1]]
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
     return np.asarray(np.any(parts, axis=0))
 
 
@@ -219,8 +241,15 @@ def _outline(shape: str, angle: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _shape(cover: NDArray[np.float64], x: float, y: float, area: float) -> tuple[str, float]:
     """The ideal shape that overlaps best, and the diameter of a circle of about its size."""
-    fine = 4
-    rows, columns = (np.mgrid[0 : SIDE * fine, 0 : SIDE * fine] + 0.5) / fine
+    fine = 3
+    # A window around the shape is enough: every ideal shape of this area lies within it.
+    reach = int(np.ceil(2.2 * np.sqrt(area / np.pi))) + 1
+    top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
+    window = cover[top : int(y) + reach, left : int(x) + reach]
+    outside = area - float(window.sum())
+    height, width = window.shape
+    rows, columns = (np.mgrid[0 : height * fine, 0 : width * fine] + 0.5) / fine
+    rows, columns = rows + top, columns + left
     angle = np.arctan2(columns - x, -(rows - y))
     radius = np.hypot(columns - x, rows - y)
     whole = np.linspace(0, 2 * np.pi, 720, endpoint=False)
@@ -228,10 +257,12 @@ def _shape(cover: NDArray[np.float64], x: float, y: float, area: float) -> tuple
     for shape in SHAPES:
         unit_area = float(np.mean(_outline(shape, whole) ** 2) * np.pi)
         scale = np.sqrt(area / unit_area)
-        ideal = (radius < scale * _outline(shape, angle)).reshape(SIDE, fine, SIDE, fine).mean(axis=(1, 3))
-        overlap = float(np.minimum(ideal, cover).sum() / np.maximum(ideal, cover).sum())
+        ideal = (radius < scale * _outline(shape, angle)).reshape(height, fine, width, fine).mean(axis=(1, 3))
+        overlap = float(np.minimum(ideal, window).sum() / (np.maximum(ideal, window).sum() + outside))
         if overlap > best_overlap:
-            across = {"circle": 2.0, "square": 2.0 / (0.9 * np.sqrt(2)), "triangle": 2.0 / 1.16, "star": 2.0 / 1.15}[shape]
+            across = {"circle": 2.0, "square": 2.0 / (0.9 * np.sqrt(2)), "triangle": 2.0 / 1.16, "star": 2.0 / 1.15}[
+                shape
+            ]
             best, best_overlap, best_diameter = shape, overlap, across * scale
     return best, best_diameter
 

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Long enough for two cores that others keep busy; no test waits that long for what works.
-START_SECONDS = 60.0
+START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 WAIT_SECONDS = 30.0
 _LOOK_SECONDS = 0.02

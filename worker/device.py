@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import psutil
-
 from shared.errors import LoadFailed
 from shared.messages import Device
 
@@ -37,16 +35,6 @@ def set_threads(device: Device) -> None:
     # May be set once a process, and raises after that.
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)
-
-
-def memory_bytes(device: Device) -> int:
-    """What this process uses of its device in bytes: tensors on a GPU, resident memory on the CPU."""
-    torch = sys.modules.get("torch")
-    if device.kind == "cuda":
-        return sum(torch.cuda.memory_allocated(index) for index in range(len(device.names))) if torch else 0
-    if device.kind == "mps":
-        return int(torch.mps.current_allocated_memory()) if torch else 0
-    return int(psutil.Process().memory_info().rss)
 
 
 def free_memory(device: Device) -> None:

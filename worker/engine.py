@@ -69,6 +69,7 @@ class _Task:
     taken: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     reported: float = 0.0
+    step: int = 0
 
 
 class Engine:
@@ -220,7 +221,8 @@ class Engine:
             self._fail(task, Behind(f"{run.model} is not held in epoch {run.epoch}"))
             return
         started = time.monotonic()
-        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=run.parameters.steps), ())
+        total = run.parameters.steps * len(run.seeds)
+        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=total), ())
         try:
             pictures = held.backend.generate(run, task.inputs, lambda step, total: self._stepped(task, step, total))
         except Stopped:
@@ -247,7 +249,9 @@ class Engine:
         if task.cancelled:
             raise Stopped
         now = time.monotonic()
-        self.steps += 1
+        # A step that is told again is a sign of life and no progress.
+        self.steps += max(0, step - task.step)
+        task.step = max(task.step, step)
         if now - task.reported >= _PROGRESS_SECONDS:
             task.reported = now
             self._speak(Progress(job=task.run.job, attempt=task.run.attempt, step=step, total=total), ())

@@ -23,7 +23,7 @@ async def live() -> Response:
 
 @router.get("/readyz")
 async def ready(request: Request) -> Response:
-    """200 when every model has a replica in step; else 503, with the reasons by model and worker."""
+    """200 while a replica in step can serve something; else 503. The reasons, by model and worker, either way."""
     state: State = request.app.state.replicast
     is_ready, story = readiness(state.serving.pool, state.serving.supervisor.facts)
     headers = {} if is_ready else {"retry-after": "1"}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gateway.uploads import image_type
 from shared.errors import ReplicastError
+from shared.formats import image_type
 from shared.messages import Done, ImageFacts, Parameters, Run, Task, Timings, WantedModel
 from shared.wire import Buffer
 

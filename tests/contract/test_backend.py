@@ -51,8 +51,10 @@ def card(loaded: tuple[Backend, ModelCard]) -> ModelCard:
     return loaded[1]
 
 
-def run(*seeds: int, prompt: str = "a cat", width: int = 80, height: int = 64, steps: int = STEPS) -> Run:
-    asked = Parameters(prompt=prompt, width=width, height=height, steps=steps, guidance=3.0)
+def run(
+    *seeds: int, prompt: str = "a cat", negative: str = "", width: int = 80, height: int = 64, steps: int = STEPS
+) -> Run:
+    asked = Parameters(prompt=prompt, negative_prompt=negative, width=width, height=height, steps=steps, guidance=3.0)
     return Run(job="j", attempt=1, model="tiny", task="generate", seeds=seeds, parameters=asked, epoch=0, digest="d")
 
 
@@ -83,7 +85,11 @@ def test_a_seed_gives_the_same_picture_in_any_place_and_company(backend: Backend
     assert pixels(backend.generate(run(3), (), silent)) == pixels(pictures)[1:]
 
 
-@pytest.mark.parametrize("other", [run(2), run(1, prompt="a dog"), run(1, steps=2)], ids=["seed", "prompt", "steps"])
+@pytest.mark.parametrize(
+    "other",
+    [run(2), run(1, prompt="a dog"), run(1, negative="a dog"), run(1, steps=2)],
+    ids=["seed", "prompt", "negative", "steps"],
+)
 def test_another_request_gives_another_picture(backend: Backend, other: Run) -> None:
     assert pixels(backend.generate(run(1), (), silent)) != pixels(backend.generate(other, (), silent))
 

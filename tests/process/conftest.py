@@ -69,7 +69,8 @@ def _guarded() -> Iterator[Path]:
         yield folder
         until(lambda: not processes(folder), "no process of the test is left", _GONE_SECONDS)
         assert not list(folder.iterdir()), "a socket folder is left"
-        until(lambda: not _orphans(_shared_memory() - before), "nothing of ours is in shared memory", _GONE_SECONDS)
+        if left := _orphans(_shared_memory() - before):
+            until(lambda: not _orphans(left & _shared_memory()), f"{left} are gone from shared memory", _GONE_SECONDS)
     finally:
         for process in processes(folder):
             process.kill()

@@ -25,9 +25,7 @@ def ask_and_hold(server: Server, **body: object) -> socket.socket:
     return connection
 
 
-def test_a_client_that_leaves_frees_its_worker_at_once(
-    serve: Serve, clients: ThreadPoolExecutor, gate: Path
-) -> None:
+def test_a_client_that_leaves_frees_its_worker_at_once(serve: Serve, clients: ThreadPoolExecutor, gate: Path) -> None:
     server = serve("--device", "stub:1", "--model", f"stub?gate={gate}")
     with closing(ask_and_hold(server, prompt="left while it ran")):
         until(lambda: server.jobs() == {"stub0": 1}, "the first runs")
@@ -130,9 +128,7 @@ def test_waiting_requests_beyond_the_limit_are_refused_until_there_is_room(
 
 
 def test_a_request_that_waits_too_long_is_told_so(serve: Serve, clients: ThreadPoolExecutor, gate: Path) -> None:
-    server = serve(
-        "--device", "stub:1", "--model", f"stub?gate={gate}", request_timeout_seconds=0.5, ping_seconds=0.1
-    )
+    server = serve("--device", "stub:1", "--model", f"stub?gate={gate}", request_timeout_seconds=0.5, ping_seconds=0.1)
     for request in [clients.submit(server.post, prompt="a snail") for _ in range(4)]:
         answer = request.result(60.0)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "expired")

@@ -25,7 +25,7 @@ def replicast(runtime: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
             env=environment(runtime, **settings) | {"XDG_DATA_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=2 * START_SECONDS,
+            timeout=START_SECONDS,
         )
         assert "Traceback" not in ended.stdout + ended.stderr
         return ended
@@ -130,7 +130,7 @@ def test_doctor_tells_what_is_wrong_and_how_to_mend_it(serve: Serve, replicast: 
     ("content", "args", "settings", "said"),
     [
         ("prot = 1", [], {}, "did you mean 'port'"),
-        ("port = 'x'", [], {}, "--port"),
+        ("max_queue = 'x'", [], {}, "--max-queue"),
         ("port = ", [], {}, "is not TOML"),
         ("", [], {"NUM_GPU": "1"}, "did you mean 'num_gpus'"),
         ("", ["--model", "shaeps"], {}, "did you mean 'shapes'"),

@@ -97,9 +97,7 @@ def peers(server: Server, count: int = 1) -> Iterator[list[Peer]]:
 
 
 def hello(name: str = "stub0", token: str = "wrong", protocol: int = 1) -> Hello:
-    return Hello(
-        protocol=protocol, name=name, token=token, incarnation="f00d", slots=1, pid=1, host="x", device=DEVICE
-    )
+    return Hello(protocol=protocol, name=name, token=token, incarnation="f00d", slots=1, pid=1, host="x", device=DEVICE)
 
 
 def token_of(server: Server, name: str) -> str:
@@ -217,7 +215,7 @@ def test_a_worker_that_says_what_it_may_not_is_replaced(server: Server) -> None:
     """With the right token: a worker of ours that has gone mad, or a program of the same user."""
     pid, before = server.workers()["stub0"], server.event("worker_lost")
     with peers(server) as [peer]:
-        peer.say(hello(token=token_of(server, "stub0")))
+        peer.say(hello("stub0", token_of(server, "stub0")))
         welcome = peer.hear()
         assert isinstance(welcome, Welcome)
         peer.session = welcome.session
@@ -238,7 +236,7 @@ def test_a_worker_that_says_what_it_may_not_is_replaced(server: Server) -> None:
 def test_a_worker_that_answers_with_no_picture_is_replaced(server: Server) -> None:
     before = server.event("worker_lost")
     with peers(server) as [peer]:
-        peer.say(hello(token=token_of(server, "stub1")))
+        peer.say(hello("stub1", token_of(server, "stub1")))
         welcome = peer.hear()
         assert isinstance(welcome, Welcome)
         peer.session = welcome.session

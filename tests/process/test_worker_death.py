@@ -116,7 +116,9 @@ def test_a_stopped_worker_is_found_by_its_silence_and_replaced(
 
 
 def test_a_worker_stopped_for_a_moment_is_kept(serve: Serve) -> None:
-    server = serve("--device", "stub:1", "--model", "stub", ping_seconds=0.1, suspect_after_pings=3, gone_after_pings=500)
+    server = serve(
+        "--device", "stub:1", "--model", "stub", ping_seconds=0.1, suspect_after_pings=3, gone_after_pings=500
+    )
     [(name, pid)] = server.workers().items()
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model, piece by piece: what it is taught, and that the lean training pass is the real model."""
+"""The recipe of the embedded model, piece by piece: what it is taught, and that the lean pass is the real model."""
 
 import random
 from collections import Counter

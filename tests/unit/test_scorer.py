@@ -127,14 +127,23 @@ def test_a_size_that_is_no_multiple_is_refused() -> None:
     ("prompt", "wanted"),
     [
         ("a red circle on a blue background", Expectation("circle", "red", "blue")),
-        ("a small yellow star in the top left on a black background", Expectation("star", "yellow", "black", "top left", "small")),
+        (
+            "a small yellow star in the top left on a black background",
+            Expectation("star", "yellow", "black", "top left", "small"),
+        ),
         ("green triangle, white background", Expectation("triangle", "green", "white")),
-        ("A LARGE blue square at the bottom right of a yellow background", Expectation("square", "blue", "yellow", "bottom right", "large")),
+        (
+            "A LARGE blue square at the bottom right of a yellow background",
+            Expectation("square", "blue", "yellow", "bottom right", "large"),
+        ),
         ("on a grey backdrop, draw a pink star in the centre.", Expectation("star", "pink", "gray")),
         ("red circle", Expectation("circle", "red", None)),
-        ("a big black square in the upper-right corner, the background is orange", Expectation("square", "black", "orange", "top right", "large")),
+        (
+            "a big black square in the upper-right corner, the background is orange",
+            Expectation("square", "black", "orange", "top right", "large"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_simple_prompts_are_understood(prompt: str, wanted: Expectation) -> None:
     assert scorer.parse(prompt) == wanted
 

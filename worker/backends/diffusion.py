@@ -51,11 +51,13 @@ class Diffusion:
         transformers.utils.logging.disable_progress_bar()
 
         def read() -> Any:
+            # Over a slice of several GPUs the parts of the pipeline are spread by their size.
+            spread = {"device_map": "balanced"} if len(self._device.names) > 1 and target != "cpu" else {}
             pipeline = getattr(diffusers, self._family.pipeline).from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, **spread
             )
             pipeline.set_progress_bar_config(disable=True)
-            return pipeline.to(target)
+            return pipeline if spread else pipeline.to(target)
 
         self._pipeline = self._guarded(read)
         return self._card(models.revision(folder))
@@ -94,7 +96,7 @@ class Diffusion:
             max_steps=family.max_steps,
             guidance=said.defaults.guidance if said else family.guidance,
             max_guidance=family.max_guidance,
-            negative_prompt=family.negative_prompt,
+            negative_prompt=family.negative_prompt != "none",
             vocabulary=_words(said) if said else (),
         )
 
@@ -143,12 +145,16 @@ class Diffusion:
             "num_inference_steps": asked.steps,
             self._family.guidance_argument: asked.guidance,
         }
-        if self._family.negative_prompt:
-            arguments["negative_prompt"] = asked.negative_prompt
+        text: dict[str, Any] = {}
         if self._manifest:
-            arguments["max_sequence_length"] = self._manifest.defaults.max_sequence_length
-            arguments["text_encoder_out_layers"] = self._manifest.defaults.text_encoder_out_layers
-        return arguments
+            text["max_sequence_length"] = self._manifest.defaults.max_sequence_length
+            text["text_encoder_out_layers"] = self._manifest.defaults.text_encoder_out_layers
+        if asked.negative_prompt and self._family.negative_prompt == "argument":
+            arguments["negative_prompt"] = asked.negative_prompt
+        elif asked.negative_prompt and self._family.negative_prompt == "embeddings":
+            embeddings, _ = self._pipeline.encode_prompt(asked.negative_prompt, **text)
+            arguments["negative_prompt_embeds"] = embeddings
+        return arguments | text
 
     def _guarded(self, act: Callable[[], T]) -> T:
         """What `act` gives. Raises OutOfMemory after giving back what it held, and DeviceLost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from shared.errors import LoadFailed
 from shared.messages import Size, SizeRule
@@ -22,7 +23,8 @@ class Family:
     guidance: float
     max_guidance: float
     guidance_argument: str = "guidance_scale"
-    negative_prompt: bool = False
+    # How a negative prompt is handed over: by an argument of that name, as its embeddings, or not at all.
+    negative_prompt: Literal["argument", "embeddings", "none"] = "none"
     # Steps of a folder whose index says `is_distilled`: such a model needs few and takes no notice of guidance.
     distilled_steps: int | None = None
 
@@ -37,6 +39,7 @@ _RECORDS = (
         max_steps=100,
         guidance=4.0,
         max_guidance=20.0,
+        negative_prompt="embeddings",
         distilled_steps=4,
     ),
 )
@@ -51,5 +54,6 @@ def family_of(folder: Path) -> Family:
     if family is None:
         raise LoadFailed(f"{folder.name}: pipeline class {name!r} is not known; known are {', '.join(FAMILIES)}")
     if index.get("is_distilled") and family.distilled_steps is not None:
-        return replace(family, steps=family.distilled_steps, guidance=1.0)
+        # Without guidance there is nothing that a negative prompt could steer away from.
+        return replace(family, steps=family.distilled_steps, guidance=1.0, negative_prompt="none")
     return family

@@ -27,9 +27,9 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
 }
 COLOURS = tuple(PALETTE)
-# Diameters of the circle, as fractions of the side. A star of 20 pixels is the smallest that a reader tells from a circle.
+# Diameters of the circle, as fractions of the side. A star of under 20 pixels looks like a circle.
 SIZES = {"small": 0.32, "medium": 0.41, "large": 0.50}
-# Centres (x, y) as fractions of the side; .27 keeps the largest shape inside and the centroid clear of the middle third.
+# Centres (x, y) as fractions of the side; .27 keeps the largest shape inside, and its centroid clear of the middle.
 POSITIONS = {
     "center": (0.5, 0.5),
     "top left": (0.27, 0.27),
@@ -108,7 +108,7 @@ def coverage(shape: str, x: float, y: float, diameter: float) -> NDArray[np.floa
     else:
         draw.polygon(_corners(shape, cx, cy, r), fill=255)
     small = canvas.reduce(over)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(np.asarray(small) / 255, dtype=np.float32)
 
 
 def _corners(shape: str, cx: float, cy: float, r: float) -> list[tuple[float, float]]:
@@ -121,9 +121,11 @@ def _corners(shape: str, cx: float, cy: float, r: float) -> list[tuple[float, fl
     ]
 
 
-def paint(cover: NDArray[np.float32], colour: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.float32]:
+def paint(
+    cover: NDArray[np.float32], colour: NDArray[np.float32], background: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """[SIDE, SIDE, 3] in 0..255 from a coverage and two RGB colours."""
-    return background + cover[..., None] * (colour - background)
+    return np.asarray(background + cover[..., None] * (colour - background), dtype=np.float32)
 
 
 def picture(scene: Scene, variant: int = 0) -> Image.Image:
@@ -161,9 +163,13 @@ def edits(rng: random.Random, forbidden: frozenset[tuple[str, str, str]]) -> Ite
     for before in scenes(rng, forbidden):
         kind = rng.choice(("colour", "background", "shape"))
         if kind == "colour":
-            after = replace(before, colour=rng.choice([c for c in COLOURS if c not in (before.colour, before.background)]))
+            after = replace(
+                before, colour=rng.choice([c for c in COLOURS if c not in (before.colour, before.background)])
+            )
         elif kind == "background":
-            after = replace(before, background=rng.choice([c for c in COLOURS if c not in (before.colour, before.background)]))
+            after = replace(
+                before, background=rng.choice([c for c in COLOURS if c not in (before.colour, before.background)])
+            )
         else:
             after = replace(before, shape=rng.choice([s for s in SHAPES if s != before.shape]))
         if after.triple not in forbidden:

@@ -15,7 +15,7 @@ from worker.embedded import checkpoint, text
 from worker.embedded.vae import CHANNELS, GRID
 
 SHIFT = 2.0  # of the noise levels, in training and in the exported scheduler
-EDIT_EVERY = 8  # every eighth batch is of edits
+EDIT_EVERY = 6  # every sixth batch is of edits
 _REFERENCE_TIME = 10  # the T coordinate that Flux2KleinPipeline gives the first reference image
 
 
@@ -38,10 +38,13 @@ def build() -> Flux2Transformer2DModel:
 
 
 def positions(references: int) -> Tensor:
-    """[LENGTH + 64 * (1 + references), 4]: T, H, W, L of text, image and reference tokens, as the pipeline numbers them."""
+    """[LENGTH + 64 * (1 + references), 4]: T, H, W, L of text, image and reference tokens, as in the pipeline."""
     words = [(0, 0, 0, k) for k in range(text.LENGTH)]
     images = [
-        (0 if r == 0 else _REFERENCE_TIME * r, h, w, 0) for r in range(1 + references) for h in range(GRID) for w in range(GRID)
+        (0 if r == 0 else _REFERENCE_TIME * r, h, w, 0)
+        for r in range(1 + references)
+        for h in range(GRID)
+        for w in range(GRID)
     ]
     return torch.tensor(words + images)
 
@@ -52,7 +55,9 @@ def rotary(model: Flux2Transformer2DModel, references: int) -> tuple[Tensor, Ten
     return cosines[:, None].float(), sines[:, None].float()
 
 
-def velocity(model: Flux2Transformer2DModel, tokens: Tensor, words: Tensor, sigma: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def velocity(
+    model: Flux2Transformer2DModel, tokens: Tensor, words: Tensor, sigma: Tensor, turn: tuple[Tensor, Tensor]
+) -> Tensor:
     """The same function as `model.forward`, in few operations: tokens [B, N, 4C], words [B, L, 3W], sigma [B] in 0..1.
 
     Torch's fused attention is slow backwards on a CPU at these lengths, and diffusers' processors cost as much in
@@ -172,9 +177,18 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed + 1 + 1_000_003 * self.rank)
         self.begun, self.spent = time.monotonic(), 0.0
         self.turns = [rotary(self.model, references) for references in (0, 1)]
-        self.loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
+        self.loss: Callable[..., Tensor] = torch.compile(self._loss, dynamic=False) if compiled else self._loss
 
-    def _loss(self, noisy: Tensor, words: Tensor, sigma: Tensor, wanted: Tensor, weights: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def _loss(
+        self,
+        noisy: Tensor,
+        words: Tensor,
+        sigma: Tensor,
+        wanted: Tensor,
+        weights: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+    ) -> Tensor:
         with torch.autocast(noisy.device.type, torch.bfloat16):
             given = velocity(self.model, noisy, words, sigma, (cosines, sines))[:, : GRID * GRID]
         return ((given - wanted).square().mean(-1) * weights).sum() / weights.sum()
@@ -225,8 +239,15 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def run(self, seconds: float, decay_share: float, every: float, log: Callable[[str], None], report: Callable[["Training"], None]) -> None:
-        """Trains until `seconds` of training (over all runs) are spent; the rate falls to 0 over the last `decay_share`.
+    def run(
+        self,
+        seconds: float,
+        decay_share: float,
+        every: float,
+        log: Callable[[str], None],
+        report: Callable[["Training"], None],
+    ) -> None:
+        """Trains until `seconds` (over all runs) are spent; the rate falls to 0 over the last `decay_share`.
 
         `report` is called on rank 0 every `every` seconds and at the end, and may save or evaluate; its time counts.
         """
@@ -240,7 +261,8 @@ class Training:
             self.step()
             if self.rank == 0 and time.monotonic() - logged > 20:
                 p, logged = self.progress, time.monotonic()
-                log(f"dit {p.samples} samples {p.seconds:.0f} s {p.samples / p.seconds:.0f}/s loss {p.loss:.4f} edits {p.edit_loss:.4f}")
+                rate = p.samples / p.seconds
+                log(f"dit {p.samples} samples {p.seconds:.0f} s {rate:.0f}/s loss {p.loss:.4f} edits {p.edit_loss:.4f}")
             if self.rank == 0 and time.monotonic() - reported > every:
                 report(self)
                 reported = time.monotonic()
@@ -265,7 +287,12 @@ class Training:
 
 @torch.no_grad()
 def _start(model: Flux2Transformer2DModel) -> None:
-    # The usual start of diffusion transformers: gates and the output at zero, so that every block begins as the identity.
-    for linear in (model.double_stream_modulation_img.linear, model.double_stream_modulation_txt.linear,
-                   model.single_stream_modulation.linear, model.norm_out.linear, model.proj_out):  # fmt: skip
+    # The usual start of diffusion transformers: gates and output at zero, so that every block begins as the identity.
+    for linear in (
+        model.double_stream_modulation_img.linear,
+        model.double_stream_modulation_txt.linear,
+        model.single_stream_modulation.linear,
+        model.norm_out.linear,
+        model.proj_out,
+    ):
         linear.weight.zero_()

@@ -17,7 +17,9 @@ GUIDANCE = 3.0
 ATTRIBUTES = ("shape", "colour", "background", "position")
 
 
-def draw(pipeline: Flux2KleinPipeline, prompts: list[str], seed: int, image: Image.Image | None = None, **options: Any) -> list[Image.Image]:
+def draw(
+    pipeline: Flux2KleinPipeline, prompts: list[str], seed: int, image: Image.Image | None = None, **options: Any
+) -> list[Image.Image]:
     """Native pictures of the prompts, one generator each, seeds counted up from `seed`."""
     settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **options}
     out: list[Image.Image] = []
@@ -71,7 +73,9 @@ def contact_sheet(pipeline: Flux2KleinPipeline, path: Path, columns: int = 8, ro
     side = data.SIDE * 2
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + 4)), (90, 90, 90))
     for k, image in enumerate(images):
-        sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (k % columns * (side + 4), k // columns * (side + 4)))
+        sheet.paste(
+            image.resize((side, side), Image.Resampling.NEAREST), (k % columns * (side + 4), k // columns * (side + 4))
+        )
     sheet.save(path)
 
 
@@ -79,4 +83,5 @@ def compare(pipeline: Flux2KleinPipeline, log: Callable[[str], None], count: int
     """Logs the figures for several step counts and guidances, to choose the manifest's from."""
     for steps in (4, 6, 8):
         for guidance in (1.0, 2.0, 3.0, 4.0):
-            log(f"{steps} steps, guidance {guidance}: {figures(pipeline, count, 11, num_inference_steps=steps, guidance_scale=guidance)}")
+            found = figures(pipeline, count, 11, num_inference_steps=steps, guidance_scale=guidance)
+            log(f"{steps} steps, guidance {guidance}: {found}")

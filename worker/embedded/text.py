@@ -21,8 +21,36 @@ START, PAD = "<|im_start|>", "<|endoftext|>"
 TEMPLATE = START + "{% for message in messages %}{{ ' ' + (message['content'] | trim | lower) }}{% endfor %}"
 # What a caption says of each; the last class of every head is "nothing said".
 HEADS = (len(data.SHAPES), len(data.SIZES), len(data.POSITIONS), len(data.COLOURS), len(data.COLOURS))
-_FILLERS = ("nice", "simple", "very", "beautiful", "cool", "just", "some", "really", "flat", "clean", "minimalist", "my", "this", "tiny bit", "2d",
-            "vector", "style", "high quality", "hello", "ok", "now", "single", "lovely", "cute", "geometric", "xyz", "8k", "etc")  # fmt: skip
+_FILLERS = (
+    "nice",
+    "simple",
+    "very",
+    "beautiful",
+    "cool",
+    "just",
+    "some",
+    "really",
+    "flat",
+    "clean",
+    "minimalist",
+    "my",
+    "this",
+    "tiny bit",
+    "2d",
+    "vector",
+    "style",
+    "high quality",
+    "hello",
+    "ok",
+    "now",
+    "single",
+    "lovely",
+    "cute",
+    "geometric",
+    "xyz",
+    "8k",
+    "etc",
+)
 
 
 def sentence(content: str) -> str:
@@ -70,10 +98,15 @@ def build_tokenizer() -> Qwen2Tokenizer:
     inner = Tokenizer(models.BPE())
     inner.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1200, special_tokens=[PAD, START], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=1200,
+        special_tokens=[PAD, START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator(corpus, trainer)
     state = json.loads(inner.to_str())["model"]
@@ -118,14 +151,20 @@ def build(tokenizer: Qwen2Tokenizer) -> Qwen3ForCausalLM:
 
 def features(tower: Qwen3ForCausalLM, ids: Tensor, attention: Tensor) -> Tensor:
     """[B, LENGTH, 3 * WIDTH]: the out layers side by side, as the pipeline stacks them."""
-    states = tower.model(input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False).hidden_states
+    states = tower.model(
+        input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False
+    ).hidden_states
     return torch.cat([states[k] for k in OUT_LAYERS], dim=-1)
 
 
-def _batches(seed: int, forbidden: frozenset[tuple[str, str, str]], tokenizer: Qwen2Tokenizer, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    seed: int, forbidden: frozenset[tuple[str, str, str]], tokenizer: Qwen2Tokenizer, size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     captions, instructions = scene_captions(seed, forbidden), edit_captions(seed + 1, forbidden)
     while True:
-        rows = [next(captions) for _ in range(size * 3 // 4)] + [next(instructions) for _ in range(size - 1 - size * 3 // 4)]
+        rows = [next(captions) for _ in range(size * 3 // 4)] + [
+            next(instructions) for _ in range(size - 1 - size * 3 // 4)
+        ]
         ids, attention = tokenize(tokenizer, [""] + [text for text, _ in rows])
         yield ids, attention, torch.tensor([HEADS] + [labels(said) for _, said in rows])
 
@@ -149,8 +188,8 @@ def train(
     heads = nn.ModuleList(nn.Linear(3 * WIDTH, count + 1) for count in HEADS).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    begun, step, smooth = time.monotonic(), 0, 3.0
-    for ids, attention, wanted in _batches(seed + 10, forbidden, tokenizer, batch):
+    begun, smooth = time.monotonic(), 3.0
+    for step, (ids, attention, wanted) in enumerate(_batches(seed + 10, forbidden, tokenizer, batch)):
         share = (time.monotonic() - begun) / (60 * minutes)
         if share >= 1:
             break
@@ -169,7 +208,6 @@ def train(
         smooth = 0.97 * smooth + 0.03 * loss.item()
         if step % 100 == 0:
             log(f"text step {step} loss {smooth:.4f} at {share:.0%}")
-        step += 1
     return _understood(tower, heads, tokenizer, seed + 99)
 
 
@@ -180,7 +218,9 @@ def _knowing(attention: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _understood(tower: Qwen3ForCausalLM, heads: nn.ModuleList, tokenizer: Qwen2Tokenizer, seed: int) -> dict[str, float]:
+def _understood(
+    tower: Qwen3ForCausalLM, heads: nn.ModuleList, tokenizer: Qwen2Tokenizer, seed: int
+) -> dict[str, float]:
     names = ("shape", "size", "position", "colour", "background")
     ids, attention, wanted = next(_batches(seed, frozenset(), tokenizer, 2000))
     states = features(tower, ids.to(tower.device), attention.to(tower.device))[:, -1]

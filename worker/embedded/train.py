@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import AutoencoderKLFlux2
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from worker.embedded import checkpoint, data, dit, evaluate, export, text, vae
 
@@ -20,8 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; every figure it prints is also in `--work`/log.txt."""
     parser = argparse.ArgumentParser(prog="python -m worker.embedded.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the exported pipeline")
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="folder of checkpoints; a second run continues from it")
-    parser.add_argument("--minutes", type=float, default=80.0, help="of image model training, over all runs; the rate falls in the last part")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".train"), help="folder of checkpoints; a second run continues from it"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=80.0,
+        help="of image model training, over all runs; the rate falls in the last part",
+    )
     parser.add_argument("--vae-minutes", type=float, default=5.5)
     parser.add_argument("--text-minutes", type=float, default=2.5)
     parser.add_argument("--decay", type=float, default=0.25, help="the share of --minutes in which the rate falls to 0")
@@ -31,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes that train in step, each with --threads threads")
-    parser.add_argument("--report", type=float, default=10.0, help="minutes between checkpoints, each with a look at the figures")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="processes that train in step, each with --threads threads"
+    )
+    parser.add_argument(
+        "--report", type=float, default=10.0, help="minutes between checkpoints, each with a look at the figures"
+    )
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
@@ -67,10 +80,11 @@ def _image_stage(rank: int, options: argparse.Namespace) -> None:
         backend = "nccl" if options.device == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=options.ranks)
     log = _log(options.work)
-    parts = export.Parts(
-        _vae_stage(options, data.held_out(), log), *_text_stage(options, data.held_out(), log)
+    parts = export.Parts(_vae_stage(options, data.held_out(), log), *_text_stage(options, data.held_out(), log))
+    corpus = dit.Corpus(
+        **checkpoint.read(options.work / "latents.safetensors")[0],
+        **checkpoint.read(options.work / "words.safetensors")[0],
     )
-    corpus = dit.Corpus(**checkpoint.read(options.work / "latents.safetensors")[0], **checkpoint.read(options.work / "words.safetensors")[0])
     training = dit.Training(corpus, options.device, options.seed, options.rate, options.batch, not options.no_compile)
     begun = options.work / "dit.safetensors"
     if begun.exists():
@@ -90,7 +104,9 @@ def _image_stage(rank: int, options: argparse.Namespace) -> None:
         export.write(options.out, parts, training, options.seed, log)
 
 
-def _vae_stage(options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> vae.AutoencoderKLFlux2:
+def _vae_stage(
+    options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
+) -> AutoencoderKLFlux2:
     torch.manual_seed(options.seed)
     path = options.work / "vae.safetensors"
     autoencoder = vae.build()
@@ -107,7 +123,7 @@ def _vae_stage(options: argparse.Namespace, forbidden: frozenset[tuple[str, str,
 
 def _text_stage(
     options: argparse.Namespace, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
-) -> tuple[text.Qwen3ForCausalLM, text.Qwen2Tokenizer]:
+) -> tuple[Qwen3ForCausalLM, Qwen2Tokenizer]:
     torch.manual_seed(options.seed)
     path = options.work / "text.safetensors"
     if not path.exists():
@@ -116,7 +132,7 @@ def _text_stage(
         log(f"text: {text.train(tower, tokenizer, options.text_minutes, options.seed, forbidden, log)}")
         tokenizer.save_pretrained(options.work / "tokenizer")
         checkpoint.write(path, text.weights(tower))
-    tokenizer = text.Qwen2Tokenizer.from_pretrained(options.work / "tokenizer")
+    tokenizer = Qwen2Tokenizer.from_pretrained(options.work / "tokenizer")
     tower = text.build(tokenizer)
     tower.load_state_dict(checkpoint.read(path)[0], strict=False)  # the tied output matrix is not stored twice
     tower.tie_weights()
@@ -128,15 +144,24 @@ def _rounded(module: M) -> M:
     return module.bfloat16().float().eval().requires_grad_(False)
 
 
-def _corpus_stage(options: argparse.Namespace, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> None:
+def _corpus_stage(
+    options: argparse.Namespace,
+    parts: export.Parts,
+    forbidden: frozenset[tuple[str, str, str]],
+    log: Callable[[str], None],
+) -> None:
     latents, words = options.work / "latents.safetensors", options.work / "words.safetensors"
     if not latents.exists():
-        checkpoint.write(latents, {"latents": vae.scene_latents(parts.vae, forbidden, log), "weights": vae.object_weights()})
+        checkpoint.write(
+            latents, {"latents": vae.scene_latents(parts.vae, forbidden, log), "weights": vae.object_weights()}
+        )
     if not words.exists():
         checkpoint.write(words, _words(options.seed, parts, forbidden, log))
 
 
-def _words(seed: int, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> dict[str, torch.Tensor]:
+def _words(
+    seed: int, parts: export.Parts, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
+) -> dict[str, torch.Tensor]:
     captions = list(islice(text.scene_captions(seed + 1000, forbidden), _CAPTIONS))
     instructions = list(islice(text.edit_captions(seed + 2000, forbidden), _INSTRUCTIONS))
     words = text.encode(parts.tower, parts.tokenizer, [c for c, _ in captions])

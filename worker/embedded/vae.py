@@ -43,7 +43,10 @@ def pictures(count: int, seed: int, forbidden: frozenset[tuple[str, str, str]]) 
         diameter = rng.uniform(0.28, 0.55) * data.SIDE
         x, y = (rng.uniform(diameter / 2, data.SIDE - diameter / 2) for _ in "xy")
         spread = 0.0 if rng.random() < 0.6 else 25.0
-        colours = [np.clip(np.asarray(data.PALETTE[c]) + noise.normal(0, spread, 3), 0, 255) for c in (scene.colour, scene.background)]
+        colours = [
+            np.clip(np.asarray(data.PALETTE[c]) + noise.normal(0, spread, 3), 0, 255)
+            for c in (scene.colour, scene.background)
+        ]
         cover = data.coverage(scene.shape, x, y, diameter)
         out[row] = data.paint(cover, colours[0].astype(np.float32), colours[1].astype(np.float32))
     return torch.from_numpy(out).permute(0, 3, 1, 2) / 127.5 - 1
@@ -51,7 +54,7 @@ def pictures(count: int, seed: int, forbidden: frozenset[tuple[str, str, str]]) 
 
 @torch.no_grad()
 def start_linear(vae: AutoencoderKLFlux2, sample: Tensor) -> None:
-    """Begins as a linear code: the encoder gives the `CHANNELS` principal components of 4x4 patches, the decoder their mean colour.
+    """Begins as a linear code: the encoder gives principal components of 4x4 patches, the decoder their mean colour.
 
     Residual branches begin at zero. The final norms would erase absolute values, so two channels of +-constant value
     set their scale, and every value travels as a pair (x, -x), from which silu gives x back exactly.
@@ -64,7 +67,9 @@ def start_linear(vae: AutoencoderKLFlux2, sample: Tensor) -> None:
             if module.conv_shortcut is not None:
                 _eye(module.conv_shortcut)
     patches = sample.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
-    basis = torch.linalg.svd((patches - patches.mean(0))[:200_000], full_matrices=False).Vh[:CHANNELS] / 4  # [CHANNELS, 48]
+    basis = (
+        torch.linalg.svd((patches - patches.mean(0))[:200_000], full_matrices=False).Vh[:CHANNELS] / 4
+    )  # [CHANNELS, 48]
     _start_encoder(vae.encoder, basis.view(CHANNELS, 3, 4, 4))
     mean_colour = torch.linalg.pinv(basis).view(3, 16, CHANNELS).mean(1)  # [3, CHANNELS]
     _start_decoder(vae.decoder, mean_colour)
@@ -127,7 +132,9 @@ def _through_norm(part: nn.Module, matrix: Tensor, outputs: int) -> None:
         conv.bias[count:] = -10.0  # log-variances: the latents carry no noise
 
 
-def train(vae: AutoencoderKLFlux2, pool: Tensor, minutes: float, seed: int, log: Callable[[str], None], batch: int = 32) -> float:
+def train(
+    vae: AutoencoderKLFlux2, pool: Tensor, minutes: float, seed: int, log: Callable[[str], None], batch: int = 32
+) -> float:
     """Trains in place for so many minutes of wall clock; gives the PSNR in dB on pictures it has not seen."""
     torch.manual_seed(seed)
     device = next(vae.parameters()).device
@@ -191,7 +198,9 @@ def normalise(vae: AutoencoderKLFlux2, packed: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scene_latents(vae: AutoencoderKLFlux2, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]) -> Tensor:
+def scene_latents(
+    vae: AutoencoderKLFlux2, forbidden: frozenset[tuple[str, str, str]], log: Callable[[str], None]
+) -> Tensor:
     """Tokens of every scene that may be trained on, float16, axes (variant, shape, size, position, colour,
     background, 64, 4C); zeros where colour equals background and for forbidden triples."""
     device = next(vae.parameters()).device

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from shared.messages import ImageFormat
-from shared.wire import Buffer
 
-
-def image_type(data: Buffer) -> ImageFormat | None:
+def image_type(data: bytes | memoryview) -> ImageFormat | None:
     """PNG, JPEG or WebP by the magic bytes; None for anything else."""
     head = bytes(data[:12])
     if head.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -1,0 +1,183 @@
+"""A worker that does as a test says: no process, but the real socket and the real messages, in the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import zmq
+import zmq.asyncio
+
+from gateway.launchers import Handle, Slot
+from shared import wire
+from shared.messages import (
+    PROTOCOL,
+    Ack,
+    Cancel,
+    Device,
+    Done,
+    Drain,
+    Failed,
+    Hello,
+    ImageFacts,
+    ImageFormat,
+    Message,
+    ModelCard,
+    Outcome,
+    Ping,
+    Pong,
+    Problem,
+    Progress,
+    Run,
+    Timings,
+    Want,
+    Wanted,
+    Welcome,
+)
+
+_PICTURES: dict[ImageFormat, bytes] = {
+    "png": b"\x89PNG\r\n\x1a\n" + b"p" * 99,
+    "jpeg": b"\xff\xd8\xff" + b"j" * 99,
+    "webp": b"RIFF\x63\0\0\0WEBP" + b"w" * 99,
+}
+
+
+@dataclass
+class Script:
+    """What the workers of one server do, and what they were told to."""
+
+    cards: Mapping[str, ModelCard]
+    # Instead of a picture: the problem of a run whose prompt is this.
+    problems: dict[str, Problem] = field(default_factory=dict)
+    # Cleared, every run waits.
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    runs: list[Run] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.go.set()
+
+    def launcher(self, endpoint: str) -> Launcher:
+        return Launcher(self, endpoint)
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts scripted workers that dial `endpoint`."""
+
+    script: Script
+    endpoint: str
+
+    async def launch(self, slot: Slot, token: str) -> Handle:
+        return Scripted(self, slot, token)
+
+
+class Scripted:
+    """One worker, as long as its task lives. A Handle."""
+
+    def __init__(self, launcher: Launcher, slot: Slot, token: str) -> None:
+        self.pid = os.getpid()
+        self._script, self._endpoint = launcher.script, launcher.endpoint
+        self._hello = Hello(
+            protocol=PROTOCOL,
+            name=slot.name,
+            token=token,
+            incarnation=f"{slot.name}-{token[:4]}",
+            slots=1,
+            pid=self.pid,
+            host="test",
+            device=Device(kind="stub", names=slot.devices),
+        )
+        self._session, self._seq = "", 0
+        self._runs: set[asyncio.Task[None]] = set()
+        self._life = asyncio.create_task(self._live(), name=slot.name)
+
+    async def wait(self) -> int:
+        await asyncio.wait([self._life])
+        return 0
+
+    def terminate(self) -> None:
+        self._life.cancel()
+
+    def kill(self) -> None:
+        self._life.cancel()
+
+    def last_words(self) -> list[str]:
+        return []
+
+    async def _live(self) -> None:
+        with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as self._socket:
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.connect(self._endpoint)
+            try:
+                await self._say(self._hello)
+                while True:
+                    await self._socket.poll()
+                    self._take(wire.unpack(await self._socket.recv_multipart()).message)
+                    await asyncio.sleep(0)
+            finally:
+                for run in self._runs:
+                    run.cancel()
+                await asyncio.gather(*self._runs, return_exceptions=True)
+
+    async def _say(self, message: Message, *attachments: bytes) -> None:
+        self._seq += 1
+        stamp = wire.Stamp(0, self._hello.incarnation, self._session, self._seq)
+        await self._socket.send_multipart(wire.pack(message, stamp, attachments))
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Welcome():
+                self._session = message.session
+                self._answer(self._hold(message.wanted))
+            case Want():
+                self._answer(self._hold(message.wanted))
+            case Ping():
+                self._answer(self._say(Pong(count=message.count, steps=0, memory_bytes=0)))
+            case Run():
+                self._script.runs.append(message)
+                self._answer(self._draw(message))
+            case Cancel():
+                self._script.cancelled.append(message.job)
+            case Drain():
+                pass
+            case _:
+                raise AssertionError(f"a worker is not told {message!r}")
+
+    def _answer(self, work: asyncio.coroutines.Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+
+    async def _hold(self, wanted: Wanted) -> None:
+        outcomes = []
+        for model in wanted.models:
+            card = self._script.cards.get(model.id)
+            problem = None if card else Problem(code="load_failed", message="there is no card of it")
+            outcomes.append(
+                Outcome(model=model.id, card=card, problem=problem, epoch=model.epoch, digest=model.digest)
+            )
+        await self._say(Ack(version=wanted.version, outcomes=tuple(outcomes)))
+
+    async def _draw(self, run: Run) -> None:
+        await self._say(Progress(job=run.job, attempt=run.attempt, step=0, total=run.parameters.steps))
+        while not (self._script.go.is_set() or run.job in self._script.cancelled):
+            await asyncio.sleep(0.005)
+        if run.job in self._script.cancelled:
+            problem: Problem | None = Problem(code="cancelled", message="cancelled")
+        else:
+            problem = self._script.problems.get(run.parameters.prompt)
+        if problem:
+            await self._say(Failed(job=run.job, attempt=run.attempt, problem=problem))
+            return
+        wish, picture = run.parameters, _PICTURES[run.parameters.output_format]
+        facts = tuple(
+            ImageFacts(seed=seed, width=wish.width, height=wish.height, format=wish.output_format, bytes=len(picture))
+            for seed in run.seeds
+        )
+        timings = Timings(wait_ms=1, inference_ms=2, encode_ms=3)
+        await self._say(
+            Done(job=run.job, attempt=run.attempt, images=facts, timings=timings), *([picture] * len(facts))
+        )
