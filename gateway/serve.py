@@ -95,7 +95,7 @@ async def _announce(server: _Server, state: State, address: str) -> None:
   serving    {", ".join(wanted.id for wanted in serving.pool.wanted.models)}, replicas: {len(serving.supervisor.facts)}
   page       {address}/
   try        curl -s {address}/v1/images/generations -d {shlex.quote(request)} \\
-               | sed 's/.*"b64_json":"\\([^"]*\\)".*/\1/' | base64 -d > out.png
+               | sed 's/.*"b64_json":"\\([^"]*\\)".*/\\1/' | base64 -d > out.png
   stop       Ctrl-C
 """)
     began = time.monotonic()

@@ -87,21 +87,22 @@ async def running(folder: Path, *, ready: bool = True, workers: int = 2, **chang
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A data folder, with the sockets beside it: their paths have to be short."""
+def root() -> Iterator[Path]:
+    """A folder for data folders, with the sockets beside them: their paths have to be short."""
     path = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(path))
-        yield path / "data"
-    # Nothing of a gateway that has ended is left but its data.
-    assert [found.name for found in path.iterdir()] == ["data"]
-    shutil.rmtree(path)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(path))
+            yield path
+        assert not list(path.glob("replicast-*")), "a socket folder is left"
+    finally:
+        shutil.rmtree(path)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(folder: Path) -> AsyncIterator[Gateway]:
+async def gateway(root: Path) -> AsyncIterator[Gateway]:
     """One gateway for all the tests of a file."""
-    async with running(folder) as made:
+    async with running(root / "data") as made:
         yield made
 
 

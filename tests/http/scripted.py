@@ -156,9 +156,7 @@ class Scripted:
         for model in wanted.models:
             card = self._script.cards.get(model.id)
             problem = None if card else Problem(code="load_failed", message="there is no card of it")
-            outcomes.append(
-                Outcome(model=model.id, card=card, problem=problem, epoch=model.epoch, digest=model.digest)
-            )
+            outcomes.append(Outcome(model=model.id, card=card, problem=problem, epoch=model.epoch, digest=model.digest))
         await self._say(Ack(version=wanted.version, outcomes=tuple(outcomes)))
 
     async def _draw(self, run: Run) -> None:

@@ -114,9 +114,11 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), again=st.sampled_from([True, True, False]))
     def a_process_dies(self, data: st.DataObject, again: bool) -> None:
-        busy = [puppet for puppet, _ in self.current()]
-        puppet = data.draw(st.sampled_from(busy or self.alive))
-        for run in [run for other, run in self.current() if other is puppet][:1]:
+        # Those with work first, and of these the ones whose work has killed before: poison is rare by chance alone.
+        jobs = self.world.pool.jobs
+        busy = sorted(self.current(), key=lambda pair: -jobs[pair[1].job].crashes if pair[1].job in jobs else 1)
+        puppet = busy[0][0] if busy else data.draw(st.sampled_from(self.alive))
+        for run in [run for other, run in busy if other is puppet][:1]:
             self.world.start(puppet, run)
         self.world.die(puppet)
         REACHED["died"] += 1
