@@ -1,4 +1,4 @@
-"""A real server for tests: `python -m gateway serve` with its workers, started, watched and ended by who asks for it."""
+"""A real server for tests: `replicast serve` with its workers, started, watched and ended by who asks for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def until(condition: Callable[[], _T], what: str, seconds: float = WAIT_SECONDS)
 
 
 def processes(runtime: Path) -> list[psutil.Process]:
-    """Every living process that was started with this runtime folder in its environment: a gateway, a worker, theirs."""
+    """Every living process that was started with this runtime folder in its environment: gateways and workers."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -53,7 +53,7 @@ def processes(runtime: Path) -> list[psutil.Process]:
 
 
 def environment(runtime: Path, **settings: object) -> dict[str, str]:
-    """The environment of a `replicast` command: its sockets in `runtime`, and these settings as REPLICAST_ variables."""
+    """The environment of a `replicast` command: its sockets in `runtime`, these settings as REPLICAST_ variables."""
     passed = {name: value for name, value in os.environ.items() if not name.startswith("REPLICAST_")}
     named = {f"REPLICAST_{name.upper()}": str(value) for name, value in settings.items()}
     return passed | {"XDG_RUNTIME_DIR": str(runtime)} | named

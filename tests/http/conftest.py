@@ -1,4 +1,4 @@
-"""The whole gateway behind its routes, in this process: HTTP by ASGI, the pool and the socket real, the workers scripted."""
+"""The whole gateway in this process: HTTP by ASGI, the pool and the socket real, the workers scripted."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def running(folder: Path, *, ready: bool = True, workers: int = 2, **chang
             transport = httpx2.ASGITransport(app=asgi)  # type: ignore[arg-type]
             async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=30.0) as http:
                 gateway = Gateway(http, state, script, asgi)
-                while ready and not (await http.get("/v1/models/first")).json()["replicas_ready"] == workers:
+                while ready and (await http.get("/v1/models/first")).json()["replicas_ready"] != workers:
                     await asyncio.sleep(0.005)
                 yield gateway
 

@@ -123,7 +123,7 @@ async def test_a_prompt_arrives_as_it_was_written(gateway: Gateway, text: str) -
 
 async def test_unknown_keys_are_ignored_and_counted(gateway: Gateway) -> None:
     before = gateway.state.metrics.ignored._value.get()
-    body, [run] = await drawn(gateway, sampler_name="x", cfg={"deep": [1, {"er": None}]}, **{"": 1, "__class__": 2})
+    _, [run] = await drawn(gateway, sampler_name="x", cfg={"deep": [1, {"er": None}]}, **{"": 1, "__class__": 2})
     assert run.parameters == Parameters(prompt="a cat", width=256, height=256, steps=4, guidance=3.5)
     assert gateway.state.metrics.ignored._value.get() == before + 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.server import Serve, Server, processes, until
@@ -107,12 +107,17 @@ def _serving(runtime: Path, folder: Path) -> Iterator[Serve]:
 
 def _orphans(names: set[str]) -> set[str]:
     """Those of shared memory that no living process has mapped: what others are using right now is not ours."""
-    for process in psutil.process_iter() if names else ():
-        try:
-            names = names - {Path(region.path).name for region in process.memory_maps()}
-        except (psutil.Error, OSError):
-            continue
-    return names
+    inodes = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            inodes[str((_SHARED_MEMORY / name).stat().st_ino)] = name
+    for maps in Path("/proc").glob("[0-9]*/maps") if inodes else ():
+        with contextlib.suppress(OSError):
+            for mapped in maps.read_text(errors="replace").splitlines():
+                # By inode: a semaphore is mapped under the name that it had before it was linked.
+                if str(_SHARED_MEMORY) in mapped:
+                    inodes.pop(mapped.split()[4], None)
+    return set(inodes.values())
 
 
 def _shared_memory() -> set[str]:

@@ -145,24 +145,25 @@ def test_a_request_that_waits_too_long_is_told_so(serve: Serve, clients: ThreadP
         b"hello\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 50_000 + b"\r\n",
         b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n{}",
         b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n{}",
         b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzzz\r\n{}\r\n0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xaa" * 300,
     ],
-    ids=["zeros", "words", "version", "path", "headers", "length", "negative", "chunks", "http2", "tls"],
+    ids=["zeros", "words", "version", "path", "length", "negative", "chunks", "http2", "tls"],
 )
 def test_what_is_no_http_is_turned_away(any_server: Server, said: bytes) -> None:
     host, port = any_server.address.removeprefix("http://").split(":")
-    with closing(socket.create_connection((host, int(port)), 10.0)) as connection:
-        # It may hang up before it has heard everything.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(said)
-            connection.shutdown(socket.SHUT_WR)
-            heard = connection.recv(65_536)
-            assert not heard or heard.startswith(b"HTTP/1.1 4") or said.startswith(b"GET / HTTP/1.1"), heard
+    # It may hang up before it has heard everything.
+    with (
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),
+        closing(socket.create_connection((host, int(port)), 10.0)) as connection,
+    ):
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        heard = connection.recv(65_536)
+        assert not heard or heard.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), heard
     assert any_server.http.get("/livez").status_code == 200
     assert any_server.metric("replicast_http_requests_total", status="500") == 0
 

@@ -135,7 +135,7 @@ def test_the_gateway_answers_soon_and_stays_light(
     record_property("livez_seconds", round(seconds, 2))
     record_property("gateway_megabytes", round(megabytes))
     with capsys.disabled():
-        print(f"\nfirst /livez {seconds:.2f} s after exec; the gateway holds {megabytes:.0f} MB")
+        print(f"\nfirst /livez {seconds:.2f} s after exec; the gateway holds {megabytes:.0f} MB")  # noqa: T201
     assert seconds < 5.0
     assert megabytes < 150
     mapped = {os.path.basename(region.path) for region in gateway.memory_maps()}

@@ -15,7 +15,7 @@ from worker.embedded import checkpoint, text
 from worker.embedded.vae import CHANNELS, GRID
 
 SHIFT = 2.0  # of the noise levels, in training and in the exported scheduler
-EDIT_EVERY = 6  # every sixth batch is of edits
+EDIT_EVERY = 2  # every second batch is of edits: they learn slowest
 _REFERENCE_TIME = 10  # the T coordinate that Flux2KleinPipeline gives the first reference image
 
 
@@ -150,6 +150,7 @@ class Corpus:
 class Progress:
     """What a continued run needs to know; kept in the checkpoint."""
 
+    steps: int = 0
     samples: int = 0
     seconds: float = 0.0
     loss: float = float("nan")
@@ -195,8 +196,7 @@ class Training:
 
     def step(self) -> None:
         """One batch, forwards and backwards."""
-        count = self.progress.samples // (self.size * self.ranks)
-        edit = count % EDIT_EVERY == EDIT_EVERY - 1
+        edit = self.progress.steps % EDIT_EVERY == EDIT_EVERY - 1
         size = self.size // 2 if edit else self.size  # twice the tokens
         words, clean, weights, reference = self.corpus.batch(size, edit, self.generator)
         uniform = torch.sigmoid(torch.randn(size, generator=self.generator))
@@ -212,7 +212,8 @@ class Training:
         shared = self._shared(loss.item())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.progress.samples += self.size * self.ranks
+        self.progress.steps += 1
+        self.progress.samples += size * self.ranks
         self._follow(edit, shared)
 
     def _shared(self, loss: float) -> float:
@@ -234,8 +235,7 @@ class Training:
         name = "edit_loss" if edit else "loss"
         old = getattr(self.progress, name)
         setattr(self.progress, name, loss if math.isnan(old) else 0.99 * old + 0.01 * loss)
-        steps = self.progress.samples // (self.size * self.ranks)
-        decay = min(0.999, (1 + steps) / (20 + steps))
+        decay = min(0.999, self.progress.steps / (20 + self.progress.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
 
@@ -254,7 +254,7 @@ class Training:
         self.begun, self.spent = time.monotonic(), self.progress.seconds
         reported = logged = self.begun
         while (now := self.progress.seconds) < seconds:
-            warm = min(1.0, (self.progress.samples + 1) / (150 * self.size * self.ranks))
+            warm = min(1.0, (self.progress.steps + 1) / 150)
             falling = min(1.0, (1 - now / seconds) / decay_share)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warm * max(falling, 0.0)

@@ -1,6 +1,7 @@
 """Trains the embedded model from nothing, in stages that a second run continues: vae, text, dit, export."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=80.0,
+        default=70.0,
         help="of image model training, over all runs; the rate falls in the last part",
     )
     parser.add_argument("--vae-minutes", type=float, default=5.5)
@@ -40,13 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
-    parser.add_argument(
-        "--ranks", type=int, default=2, help="processes that train in step, each with --threads threads"
-    )
+    parser.add_argument("--ranks", type=int, help="processes that train in step; one on cuda, else two")
     parser.add_argument(
         "--report", type=float, default=10.0, help="minutes between checkpoints, each with a look at the figures"
     )
     options = parser.parse_args(arguments)
+    options.ranks = options.ranks or (1 if options.device == "cuda" else 2)
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     log = _log(options.work)
@@ -57,9 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ranks == 1:
         _image_stage(0, options)
     else:
-        (options.work / "meeting").unlink(missing_ok=True)
-        torch.multiprocessing.spawn(_image_stage, (options,), options.ranks)
+        _image_stage_of_several(options)
     return 0
+
+
+def _image_stage_of_several(options: argparse.Namespace) -> None:
+    (options.work / "meeting").unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ranks below do not outlive us
+    ranks = torch.multiprocessing.spawn(_image_stage, (options,), options.ranks, join=False)
+    try:
+        while not ranks.join():
+            continue
+    finally:
+        for process in ranks.processes:
+            process.kill()
+            process.join()
 
 
 def _log(work: Path) -> Callable[[str], None]:
@@ -92,11 +104,11 @@ def _image_stage(rank: int, options: argparse.Namespace) -> None:
         log(f"continuing after {training.progress.samples} samples")
 
     def report(now: dit.Training) -> None:
-        now.save(begun)
         pipeline = parts.pipeline(now.average)
         figures = evaluate.figures(pipeline, count=60, seed=1)
         now.progress.history.append({"samples": now.progress.samples, "loss": now.progress.loss, **figures})
         log(f"held out: {figures}")
+        now.save(begun)
         evaluate.contact_sheet(pipeline, options.work / "sheet.png")
 
     training.run(60 * options.minutes, options.decay, 60 * options.report, log, report)

@@ -81,6 +81,10 @@ def _subject(rng: random.Random, shape: str, colour: str, size: str) -> str:
     form = rng.random()
     if form < 0.80:
         return _article(rng, f"{measure}{shade} {word}")
+    if form < 0.83:
+        return (
+            _article(rng, f"{measure}{word}") + f", {rng.choice(('', 'coloured ', 'colored ', 'filled with '))}{shade},"
+        )
     if form < 0.88:
         return _article(rng, f"{shade} {measure}{word}")
     if form < 0.92:
@@ -180,6 +184,8 @@ def caption(
     subject, place, ground = _subject(rng, shape, colour, size), _place(rng, position), _ground(rng, background)
     if background == implied and rng.random() < 0.33:
         ground = ""
+    if ground and rng.random() < 0.12:
+        return _told(rng, (shape, colour, background, size), subject, place)
     order = rng.random()
     between = rng.choice((" ", " ", " ", ", ", ", ", " - ", "; "))
     if place and ground and order < 0.12 and place.startswith(("in", "at", "on")) and "of the image" not in place:
@@ -195,6 +201,42 @@ def caption(
         parts = [place, subject, ground]
     text = between.join(p for p in parts if p)
     return _pick(rng, _PREFIXES) + text + _pick(rng, _SUFFIXES)
+
+
+def _told(rng: random.Random, scene: tuple[str, str, str, str], subject: str, place: str) -> str:
+    """Rarer wordings that name the background first, or the colour last."""
+    shape, colour, background, size = scene
+    shade, word = rng.choice(_SHADES) + spelt(rng, background), rng.choice(_SHAPES[shape])
+    ground = _article(rng, f"{shade} {rng.choice(_GROUNDS)}")
+    verb = rng.choice(("is", "is", "should be", "must be"))
+    bare = _article(rng, f"{'' if size == 'medium' else rng.choice(_SIZES[size])} {word}".strip())
+    forms = (
+        "{ground} with {subject} {place}",
+        "{ground} with {subject} {place}",
+        "{ground} with {subject} {place}",
+        "{ground} and {subject} {place}",
+        "{subject} {place} with {ground}",
+        "{subject} {place} and {ground}",
+        "the background {verb} {shade} and there is {subject} {place}",
+        "the background {verb} {shade}, {subject} {place}",
+        "{subject} {place}, the background {verb} {shade}",
+        "{bare} {place} on {ground}, the {word} {verb} {colour}",
+        "{bare} {place} on {ground}. the {word} {verb} {colour}",
+        "{bare} on {ground}, the {word} {verb} {colour} {place}",
+        "{subject} located {place} on {ground}",
+        "{subject}, positioned {place}, on {ground}",
+    )
+    text = rng.choice(forms).format(
+        ground=ground,
+        subject=subject,
+        place=place,
+        verb=verb,
+        shade=shade,
+        bare=bare,
+        word=word,
+        colour=spelt(rng, colour),
+    )
+    return rng.choice(("", "", "", "draw ", "make ", "show ", "paint ", "a picture of ")) + " ".join(text.split())
 
 
 def recolour(rng: random.Random, shape: str, colour: str) -> str:

@@ -1,0 +1,148 @@
+"""The supervisor, over a launcher whose processes the test ends: restarts, back-off, quarantine, bounded stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.launchers import Slot
+from gateway.supervisor import Ears, RestartPolicy, Standing, Supervisor
+
+SLOT = Slot("a", "stub", ("0",), 1)
+
+
+class FakeProcess:
+    """A process that ends when it is told to, or, if it is stubborn, only when it is killed."""
+
+    def __init__(self, pid: int, status: int | None, stubborn: bool) -> None:
+        self.pid = pid
+        self._stubborn = stubborn
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if status is not None:
+            self.end(status)
+
+    def end(self, status: int) -> None:
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self.ended)
+
+    def terminate(self) -> None:
+        if not self._stubborn:
+            self.end(0)
+
+    def kill(self) -> None:
+        self.end(-9)
+
+    def last_words(self) -> list[str]:
+        return ["ImportError: no"]
+
+
+class FakeLauncher:
+    """Launches processes that end at once with `status`, or live."""
+
+    def __init__(self, status: int | None = None, stubborn: bool = False, fails: bool = False) -> None:
+        self.processes: list[FakeProcess] = []
+        self.tokens: list[str] = []
+        self._status, self._stubborn, self._fails = status, stubborn, fails
+
+    async def launch(self, slot: Slot, token: str) -> FakeProcess:
+        self.tokens.append(token)
+        if self._fails:
+            raise OSError("no such file")
+        self.processes.append(FakeProcess(len(self.processes) + 1, self._status, self._stubborn))
+        return self.processes[-1]
+
+
+class Heard:
+    """What the supervisor told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.ears = Ears(
+            expect=lambda name, token: self.lines.append(f"expect {name}"),
+            exited=lambda name, reason: self.lines.append(f"exited {reason}"),
+            given_up=lambda name, reason: self.lines.append("given up"),
+        )
+
+
+QUICK = RestartPolicy(backoff_seconds=0.001, limit=5, window_seconds=60, retry_seconds=0.05)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_worker_that_dies_is_started_again_with_a_new_token() -> None:
+    launcher, heard = FakeLauncher(), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    await until(lambda: launcher.processes)
+    launcher.processes[0].end(-9)
+    await until(lambda: len(launcher.processes) == 2)
+    assert heard.lines == ["expect a", "exited signal SIGKILL", "expect a"]
+    assert len(set(launcher.tokens)) == 2
+    assert supervisor.facts["a"].restarts == 1
+    assert supervisor.facts["a"].last_error == "signal SIGKILL"
+    await supervisor.stop(1)
+    assert supervisor.facts["a"].standing is Standing.STOPPED
+
+
+async def test_an_exit_with_status_0_is_a_death_too() -> None:
+    launcher, heard = FakeLauncher(), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    await until(lambda: launcher.processes)
+    launcher.processes[0].end(0)
+    await until(lambda: len(launcher.processes) == 2)
+    await supervisor.stop(1)
+
+
+async def test_a_crash_loop_is_quarantined_and_tried_again_one_by_one() -> None:
+    launcher, heard = FakeLauncher(status=1), Heard()
+    policy = RestartPolicy(backoff_seconds=0.001, limit=5, window_seconds=60, retry_seconds=0.2)
+    supervisor = Supervisor(launcher, [SLOT], policy, heard.ears)
+    supervisor.start()
+    await until(lambda: supervisor.facts["a"].standing is Standing.QUARANTINED)
+    assert len(launcher.processes) == 5
+    assert supervisor.facts["a"].last_words == ["ImportError: no"]
+    assert heard.lines[-1] == "given up"
+    await until(lambda: len(launcher.processes) == 6)
+    await until(lambda: heard.lines.count("given up") == 2)
+    assert len(launcher.processes) == 6
+    await supervisor.stop(1)
+
+
+async def test_what_cannot_be_started_is_a_death_too() -> None:
+    launcher, heard = FakeLauncher(fails=True), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    await until(lambda: supervisor.facts["a"].standing is Standing.QUARANTINED)
+    assert "cannot be started: no such file" in supervisor.facts["a"].last_error
+    await supervisor.stop(1)
+
+
+async def test_stop_asks_waits_and_then_kills() -> None:
+    gentle, stubborn = FakeLauncher(), FakeLauncher(stubborn=True)
+    for launcher, status in ((gentle, 0), (stubborn, -9)):
+        supervisor = Supervisor(launcher, [SLOT], QUICK, Heard().ears)
+        supervisor.start()
+        await until(lambda launcher=launcher: launcher.processes)
+        async with asyncio.timeout(5):
+            await supervisor.stop(0.05)
+        assert launcher.processes[0].ended.result() == status
+        assert len(launcher.processes) == 1
+
+
+async def test_kill_ends_it_and_it_comes_back() -> None:
+    launcher = FakeLauncher()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, Heard().ears)
+    supervisor.start()
+    await until(lambda: launcher.processes)
+    supervisor.kill("a")
+    supervisor.kill("nobody")
+    await until(lambda: len(launcher.processes) == 2)
+    await supervisor.stop(1)
