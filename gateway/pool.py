@@ -68,6 +68,12 @@ class Pool:
         self.draining = True
         return self._settle(now)
 
+    def abandon(self, now: float) -> list[Action]:
+        """No time is left: every job that was taken is answered."""
+        for job in list(self.jobs.values()):
+            self._abandon(job, Draining("The server is shutting down.", retry_after_seconds=5))
+        return self._settle(now)
+
     def dismiss(self, now: float) -> list[Action]:
         """Tell every worker to finish and leave: the last thing a gateway says."""
         for worker in self.workers.values():

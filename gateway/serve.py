@@ -68,7 +68,7 @@ async def _run(server: _Server, state: State, listener: socket.socket, address: 
     def told() -> None:
         if leaving.is_set():
             log.warning("leaving_now")
-            server.should_exit = server.force_exit = True
+            state.serving.hurry()
         leaving.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,6 +115,7 @@ async def _leave(server: _Server, state: State, leaving: asyncio.Event) -> None:
             await _until(lambda: serving.idle)
     except TimeoutError:
         log.warning("drain_timeout", jobs=len(serving.pool.jobs))
+        serving.abandon()
     server.should_exit = True
 
 

@@ -95,6 +95,15 @@ class Serving:
         """Take no new jobs."""
         self._do(self.pool.drain(time.monotonic()))
 
+    def abandon(self) -> None:
+        """Answer every accepted job now, with the news that the server is going down."""
+        self._do(self.pool.abandon(time.monotonic()))
+
+    def hurry(self) -> None:
+        """Leave at once: every job is answered, every worker ended."""
+        self.abandon()
+        self.supervisor.hurry()
+
     @property
     def idle(self) -> bool:
         """Whether no accepted job is waiting for its answer."""

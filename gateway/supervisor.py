@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import time
@@ -69,7 +70,7 @@ class Supervisor:
         self._ears = ears
         self._handles: dict[str, Handle] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._leaving = asyncio.Event()
 
     def start(self) -> None:
         """Start every worker."""
@@ -82,9 +83,15 @@ class Supervisor:
         if handle := self._handles.get(name):
             handle.kill()
 
+    def hurry(self) -> None:
+        """End every worker now, for good; `stop` reaps them."""
+        self._leaving.set()
+        for handle in self._handles.values():
+            handle.kill()
+
     async def stop(self, grace_seconds: float) -> None:
         """Ask every worker to leave, wait, kill what is left, reap all."""
-        self._stopping = True
+        self._leaving.set()
         for facts in self.facts.values():
             facts.standing = Standing.STOPPED
         for handle in self._handles.values():
@@ -104,7 +111,7 @@ class Supervisor:
             began = time.monotonic()
             starts.append(began)
             reason = await self._live(facts)
-            if self._stopping:
+            if self._leaving.is_set():
                 return
             lived = time.monotonic() - began
             failures = 1 if lived > self._policy.window_seconds else failures + 1
@@ -124,7 +131,9 @@ class Supervisor:
                     if failures == 1
                     else min(_MAX_BACKOFF_SECONDS, self._policy.backoff_seconds * 2 ** (failures - 2))
                 )
-                await asyncio.sleep(delay)
+                await self._rest(delay)
+            if self._leaving.is_set():
+                return
             facts.restarts += 1
             facts.standing = Standing.RUNNING
 
@@ -152,6 +161,12 @@ class Supervisor:
         self._ears.exited(name, reason)
         return reason
 
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, unless it is time to leave."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaving.wait()
+
     async def _quarantine(self, facts: Facts, reason: str) -> None:
         facts.standing = Standing.QUARANTINED
         log.error(
@@ -164,7 +179,7 @@ class Supervisor:
         self._ears.given_up(
             facts.slot.name, f"{facts.slot.name} is quarantined after {self._policy.limit} starts: {reason}"
         )
-        await asyncio.sleep(self._policy.retry_seconds)
+        await self._rest(self._policy.retry_seconds)
 
 
 def _death(status: int) -> str:

@@ -1,4 +1,4 @@
-"""On a card: one replica per GPU, pinned to it, drawing what is asked; and served about as fast as the pipeline alone."""
+"""On a card: one replica per GPU, pinned to it, that draws what is asked and the same again for the same seed."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from worker.backends import stub
 def replicast(runtime: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a `replicast` command to its end, with these REPLICAST_ settings."""
 
-    def run(*args: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, env: Mapping[str, str] | None = None, **settings: object) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(
             command(*args),
             cwd=ROOT,
-            env=environment(runtime, **settings) | {"XDG_DATA_HOME": str(tmp_path)},
+            env=environment(runtime, **settings) | {"XDG_DATA_HOME": str(tmp_path)} | dict(env or {}),
             capture_output=True,
             text=True,
             timeout=45.0,
@@ -53,6 +53,15 @@ def test_generate_asks_a_running_server(serve: Serve, replicast: Replicast, tmp_
     ended = replicast("generate", "a star", "-o", str(tmp_path / "star.jpg"), "--url", f"{server.address}/v1/")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "star.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+def test_generate_asks_this_machine_without_a_proxy(serve: Serve, replicast: Replicast, tmp_path: Path) -> None:
+    server = serve("--device", "stub:1")
+    out = tmp_path / "out.png"
+    nowhere = {"http_proxy": "http://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
+    ended = replicast("generate", "a star", "-o", str(out), "--url", server.address, env=nowhere)
+    assert ended.returncode == 0, ended.stderr
+    assert stub.read_back(out.read_bytes())["prompt"] == "a star"
 
 
 def test_generate_says_what_the_server_said(serve: Serve, replicast: Replicast, tmp_path: Path) -> None:

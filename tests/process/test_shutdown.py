@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,23 @@ def test_a_server_that_is_loading_leaves_when_told(serve: Serve) -> None:
     told = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - told < 15.0
+
+
+def test_a_quarantined_worker_does_not_keep_a_server_from_leaving(serve: Serve) -> None:
+    server = serve("--device", "stub:2", restart_limit=2, restart_backoff_seconds=0, quarantine_seconds=600)
+
+    def state() -> str:
+        return str(server.readyz()["workers"]["stub0"]["state"])
+
+    for _ in range(2):
+        until(server.whole, "it is there")
+        os.kill(server.workers()["stub0"], signal.SIGKILL)
+        until(lambda: state() != "ready", "it is gone")
+    until(lambda: state() == "quarantined", "it is left alone")
+    server.draw(prompt="by the other")
+    told = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - told < 4.0
 
 
 def test_an_idle_connection_does_not_keep_a_server_from_leaving(serve: Serve) -> None:

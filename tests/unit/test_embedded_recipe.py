@@ -1,5 +1,6 @@
 """The recipe of the embedded model, piece by piece: what it is taught, and that the lean pass is the real model."""
 
+import hashlib
 import random
 from collections import Counter
 from itertools import islice
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from tests import scorer
-from worker.embedded import checkpoint, data, dit, text, vae
+from worker import embedded
+from worker.embedded import checkpoint, data, dit, evaluate, export, text, vae
 
 HELD_OUT = data.held_out()
 
@@ -186,3 +188,45 @@ def test_the_object_weights_are_where_the_object_is() -> None:
     assert weights[:3, :3].mean() > 0.5
     assert weights[5:, 5:].sum() == 0
     assert np.isclose(float(weights.max()), 1.0)
+
+
+@pytest.mark.parametrize("name", embedded.EMBEDDED)
+def test_the_shipped_files_are_those_of_the_manifest_and_small(name: str) -> None:
+    folder, said = embedded.folder(name), embedded.manifest(name)
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {embedded.MANIFEST}
+    assert there == {file.path for file in said.files}
+    for file in said.files:
+        content = (folder / file.path).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256), file.path
+    assert sum(file.bytes for file in said.files) < export.LARGEST_BYTES
+    assert said.licence == "Apache-2.0"
+    assert said.vocabulary.colours == data.PALETTE
+    assert said.defaults.max_sequence_length == text.LENGTH
+
+
+@pytest.mark.parametrize("name", embedded.EMBEDDED)
+def test_the_manifest_of_the_shipped_model_claims_what_the_gate_asks_for(name: str) -> None:
+    found = embedded.manifest(name).figures["held_out"]
+    assert min(found["colour"], found["background"], found["position"]) >= 0.98
+    assert found["shape"] >= 0.90
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_shipped_model_draws_combinations_it_has_never_seen(dtype: torch.dtype) -> None:
+    pipeline = export.load(embedded.folder("shapes"), dtype)
+    found = evaluate.figures(pipeline, count=40, seed=7, enlarge=8)
+    assert min(found["colour"], found["background"], found["position"]) >= 0.97, found
+    assert found["shape"] >= 0.90, found
+
+
+@pytest.mark.model
+def test_the_preview_map_gives_the_picture_in_small() -> None:
+    said = embedded.manifest("shapes").preview
+    autoencoder = export.load(embedded.folder("shapes"), torch.float32).vae
+    image = torch.from_numpy(np.array(data.picture(data.Scene("square", "red", "green")))).permute(2, 0, 1) / 255.0
+    with torch.no_grad():
+        latent = autoencoder.encode(image[None] * 2 - 1).latent_dist.mode()[0]
+    rgb = torch.einsum("chw,cd->dhw", latent, torch.tensor(said.matrix)) + torch.tensor(said.offset)[:, None, None]
+    small = torch.nn.functional.avg_pool2d(image[None], 4)[0]
+    assert (rgb - small).abs().mean() < 0.05

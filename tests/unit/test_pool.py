@@ -397,3 +397,11 @@ def test_an_illegal_move_of_our_own_raises(world: World) -> None:
     job.move(JobState.QUEUED)
     with pytest.raises(RuntimeError, match="no move"):
         job.move(JobState.SUCCEEDED)
+
+
+def test_when_no_time_is_left_every_job_is_answered(world: World) -> None:
+    world.ready("a")
+    jobs = [world.submit() for _ in range(4)]
+    world.do(world.pool.drain(world.now))
+    world.do(world.pool.abandon(world.now))
+    assert all(isinstance(failure(world, job.id), Draining) for job in jobs)
