@@ -88,7 +88,8 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, or auto.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="Server to ask. Without it: the local one, or one started for this call.")
+        str | None,
+        typer.Option(help="Server to ask; else the one at the usual address, or one for this call."),
     ] = None,
 ) -> None:
     """Make pictures: from a running server, or from one that is started for this call."""

@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway import settings
 from shared.errors import BadInput, Internal, NotReady, ReplicastError
 
-_LOCAL = "http://127.0.0.1:8000"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 620.0
 _STOP_SECONDS = 40.0
+_LOOK_AGAIN_SECONDS = 0.1
+_ON_ITS_WAY = ("starting", "loading", "backing_off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,14 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     suffix = output.suffix.lower().lstrip(".").replace("jpg", "jpeg")
     if suffix in ("png", "jpeg", "webp"):
         body["output_format"] = suffix
-    if url is not None or _is_replicast(_LOCAL):
-        answer = _ask((url or _LOCAL).rstrip("/").removesuffix("/v1"), body)
+    usual = settings.load({})
+    local = f"http://{usual.host}:{usual.port}"
+    if url is not None or _is_replicast(local):
+        answer = _ask((url or local).rstrip("/").removesuffix("/v1"), body)
     else:
         with _server(wish.model) as address:
+            # It serves one model, by an id that is not how --model wrote it: a folder, options.
+            body.pop("model", None)
             answer = _ask(address, body)
     paths = []
     for index, row in enumerate(answer["data"], 1):
@@ -61,13 +70,20 @@ def _ask(address: str, body: dict[str, Any]) -> dict[str, Any]:
         f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as response:
+        with _open(request, _ANSWER_SECONDS) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except urllib.error.HTTPError as error:
         raise _said(error) from error
     except (OSError, ValueError) as error:
         raise NotReady(f"{address} does not answer: {error}") from error
+
+
+def _open(request: urllib.request.Request, timeout_seconds: float) -> Any:
+    """The answer to `request`; this machine is asked without the proxy that others are asked through."""
+    here = urllib.parse.urlsplit(request.full_url).hostname in _LOOPBACK
+    proxies = urllib.request.ProxyHandler({} if here else None)
+    return urllib.request.build_opener(proxies).open(request, timeout=timeout_seconds)
 
 
 def _said(error: urllib.error.HTTPError) -> ReplicastError:
@@ -81,7 +97,7 @@ def _said(error: urllib.error.HTTPError) -> ReplicastError:
 def _is_replicast(address: str) -> bool:
     """Whether a Replicast server answers here: something else may listen on its usual port."""
     try:
-        with urllib.request.urlopen(f"{address}/v1/models?all=true", timeout=_LOOK_SECONDS) as response:
+        with _open(urllib.request.Request(f"{address}/v1/models?all=true"), _LOOK_SECONDS) as response:
             rows = json.load(response)["data"]
             return any(row.get("owned_by") == "replicast" for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -111,7 +127,9 @@ def _server(model: str | None) -> Iterator[str]:
         sys.stderr.write("no server is running; starting one for this call\n")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            yield _address(process)
+            address = _address(process)
+            _wait_ready(address, process)
+            yield address
         finally:
             process.terminate()
             try:
@@ -124,7 +142,22 @@ def _server(model: str | None) -> Iterator[str]:
 def _address(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     for line in process.stdout:
-        word, _, address = line.partition(" ")
-        if word == "ready":
+        word, _, address = line.strip().partition(" ")
+        if word == "Replicast":
             return address.strip()
-    raise Internal(f"the server ended before it was ready, with exit status {process.wait()}")
+    raise Internal(f"the server ended before it listened, with exit status {process.wait()}")
+
+
+def _wait_ready(address: str, process: subprocess.Popen[str]) -> None:
+    """Until the server can draw. Raises NotReady, saying why, where it never will."""
+    while True:
+        if process.poll() is not None:
+            raise Internal(f"the server ended before it was ready, with exit status {process.returncode}")
+        try:
+            with _open(urllib.request.Request(f"{address}/readyz"), _LOOK_SECONDS):
+                return
+        except urllib.error.HTTPError as error:
+            story = json.load(error)
+        if all(worker["state"] not in _ON_ITS_WAY for worker in story["workers"].values()):
+            raise NotReady("; ".join(f"{name}: {model['reason']}" for name, model in story["models"].items()))
+        time.sleep(_LOOK_AGAIN_SECONDS)

@@ -24,6 +24,7 @@ START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 WAIT_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
+_NOBODYS_PORT = 1
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -53,7 +54,11 @@ def processes(runtime: Path) -> list[psutil.Process]:
 
 
 def environment(runtime: Path, **settings: object) -> dict[str, str]:
-    """The environment of a `replicast` command: its sockets in `runtime`, these settings as REPLICAST_ variables."""
+    """The environment of a `replicast` command: its sockets in `runtime`, and these settings as REPLICAST_ variables.
+
+    Its usual port is one where nobody listens, so that it never talks to a developer's own server.
+    """
+    settings = {"port": _NOBODYS_PORT, **settings}
     passed = {name: value for name, value in os.environ.items() if not name.startswith("REPLICAST_")}
     named = {f"REPLICAST_{name.upper()}": str(value) for name, value in settings.items()}
     return passed | {"XDG_RUNTIME_DIR": str(runtime)} | named
