@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gateway.jobs.job import Job, Outcome
 from shared.messages import Message
 from shared.wire import Buffer, Stamp
+
+# Every event that is counted: a series of each is there from the start.
+Event = Literal[
+    "bad_result",
+    "illegal_message",
+    "job_poison",
+    "job_requeued",
+    "job_taken_back",
+    "replayed_message",
+    "stale_result",
+    "stranger_message",
+    "task_restarted",
+    "wire_error",
+    "worker_joined",
+    "worker_killed",
+    "worker_lost",
+    "worker_ready",
+    "worker_rejected",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +58,9 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth a log line and a counter: `event` comes from a closed set."""
+    """Something worth a log line and a counter."""
 
-    event: str
+    event: Event
     fields: Mapping[str, object] = field(default_factory=dict)
 
 

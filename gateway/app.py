@@ -76,6 +76,9 @@ def _limits(settings: Settings) -> Limits:
         suspect_after=settings.suspect_after_pings,
         gone_after=settings.gone_after_pings,
         load_seconds=settings.load_seconds,
+        hello_seconds=settings.hello_seconds,
+        stuck_seconds=settings.stuck_seconds,
+        retry_load_seconds=settings.quarantine_seconds,
         max_attempts=settings.max_attempts,
         max_queue=settings.max_queue,
     )

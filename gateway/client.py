@@ -21,6 +21,7 @@ from gateway import settings
 from shared.errors import BadInput, Internal, NotReady, ReplicastError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 620.0
 _STOP_SECONDS = 40.0
@@ -48,8 +49,9 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     suffix = output.suffix.lower().lstrip(".").replace("jpg", "jpeg")
     if suffix in ("png", "jpeg", "webp"):
         body["output_format"] = suffix
-    usual = settings.load({})
-    local = f"http://{usual.host}:{usual.port}"
+    # Where `serve` would listen, with the same settings; this side has no say in who may reach it.
+    usual = settings.load({"allow_anonymous": True})
+    local = f"http://{_HERE.get(usual.host, usual.host)}:{usual.port}"
     if url is not None or _is_replicast(local):
         answer = _ask((url or local).rstrip("/").removesuffix("/v1"), body)
     else:
@@ -110,9 +112,12 @@ def _server(model: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="replicast-") as folder:
         command = [
             sys.executable,
+            "-P",
             "-m",
             "gateway",
             "serve",
+            "--host",
+            "127.0.0.1",
             "--port",
             "0",
             "--data-dir",
@@ -158,6 +163,10 @@ def _wait_ready(address: str, process: subprocess.Popen[str]) -> None:
                 return
         except urllib.error.HTTPError as error:
             story = json.load(error)
+        except OSError:
+            # It ends: the next look at the process says so.
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            continue
         if all(worker["state"] not in _ON_ITS_WAY for worker in story["workers"].values()):
             raise NotReady("; ".join(f"{name}: {model['reason']}" for name, model in story["models"].items()))
         time.sleep(_LOOK_AGAIN_SECONDS)

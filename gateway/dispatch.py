@@ -1,9 +1,10 @@
-"""Pure choices: which waiting job goes to which worker."""
+"""Pure choices: which waiting job goes to which worker, and which is taken back for one that has nothing to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
+from gateway.backlog import Backlog
 from gateway.jobs.job import Job
 from gateway.limits import Limits
 from gateway.workers import State, Worker
@@ -12,21 +13,50 @@ from gateway.workers import State, Worker
 AHEAD = 1
 
 
-def choose(workers: Iterable[Worker], job: Job, version: int, limits: Limits) -> Worker | None:
-    """The worker that shall have `job` now, or None if it has to wait.
+def hand_out(backlog: Backlog, workers: Collection[Worker], version: int, limits: Limits) -> tuple[Job, Worker] | None:
+    """The next job to hand out, and to whom; None if what waits has to wait.
 
-    Among those in step that hold the model: the one with the fewest jobs in hand, so an idle device always comes before
-    handing ahead; among equals the one that has served least, so that they wear evenly. A job that has already cost a
-    worker its life runs alone, so that it takes no neighbour's work with it.
+    Queues are served in the order in which their first jobs came, so that a busy model starves no other.
     """
-    fit = [
-        worker
-        for worker in workers
-        if worker.state is State.READY
+    heads = sorted((queue[0] for _, queue in backlog if queue), key=lambda job: job.submitted)
+    for job in heads:
+        if worker := _choose(workers, job, version, limits):
+            return job, worker
+    return None
+
+
+def take_back(workers: Collection[Worker], version: int, limits: Limits) -> tuple[Job, Worker, Worker] | None:
+    """A job that was handed ahead and has not begun, who has it, and who could begin it now; None if there is none.
+
+    Handing ahead is a guess: behind a long job the guess was wrong as soon as another worker has nothing to do.
+    """
+    idle = [worker for worker in workers if not worker.jobs]
+    for holder in workers if idle else ():
+        for job in list(holder.jobs.values())[holder.slots :]:
+            if job.started or job.over:
+                continue
+            if worker := next((worker for worker in idle if _fits(worker, job, version, limits)), None):
+                return job, holder, worker
+    return None
+
+
+def _choose(workers: Collection[Worker], job: Job, version: int, limits: Limits) -> Worker | None:
+    """The worker with the fewest jobs in hand, so that an idle one always comes before handing ahead; among equals the
+    one that has served least, so that they wear evenly."""
+    fit = [worker for worker in workers if _fits(worker, job, version, limits)]
+    return min(fit, key=lambda worker: (len(worker.jobs), worker.served, worker.name), default=None)
+
+
+def _fits(worker: Worker, job: Job, version: int, limits: Limits) -> bool:
+    """Whether this worker may have this job now: it is in step, holds the model, and has room.
+
+    A job that has already cost a worker its life runs alone, so that it takes no neighbour's work with it.
+    """
+    return (
+        worker.state is State.READY
         and worker.version == version
         and worker.missed < limits.suspect_after
         and worker.card(job.model) is not None
         and len(worker.jobs) < (worker.slots if job.crashes else worker.slots + AHEAD)
         and not any(other.crashes for other in worker.jobs.values())
-    ]
-    return min(fit, key=lambda worker: (len(worker.jobs), worker.served, worker.name), default=None)
+    )

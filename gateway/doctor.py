@@ -50,8 +50,9 @@ def examine(port: int, data_dir: Path | None) -> int:
 
 def _findings(port: int, data_dir: Path | None) -> Iterator[Finding]:
     yield _python()
-    yield from _libraries()
-    yield _gpus()
+    gpus, finding = _gpus()
+    yield from _libraries(bool(gpus))
+    yield finding
     yield _port(port)
     folder = data_dir or Settings.model_fields["data_dir"].get_default(call_default_factory=True)
     yield _data(folder)
@@ -64,7 +65,7 @@ def _python() -> Finding:
     return Finding("ok", "python", f"{sys.version.split()[0]} at {sys.executable}")
 
 
-def _libraries() -> Iterator[Finding]:
+def _libraries(gpus: bool) -> Iterator[Finding]:
     """What a worker would import, asked of a process of its own: this one stays without torch."""
     try:
         looked = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True, timeout=_TORCH_SECONDS)
@@ -81,7 +82,7 @@ def _libraries() -> Iterator[Finding]:
     yield Finding(
         "ok", "torch", f"{facts['torch']}, diffusers {facts['diffusers']}, transformers {facts['transformers']}"
     )
-    if devices.visible_gpus() and not facts["available"]:
+    if gpus and not facts["available"]:
         build = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
         yield Finding(
             "WRONG",
@@ -91,15 +92,17 @@ def _libraries() -> Iterator[Finding]:
         )
 
 
-def _gpus() -> Finding:
+def _gpus() -> tuple[tuple[devices.Gpu, ...], Finding]:
     try:
         gpus = devices.visible_gpus()
     except ConfigError as error:
-        return Finding("WRONG", "gpu", error.message, "unset CUDA_VISIBLE_DEVICES, or name GPUs that are there")
+        advice = "unset CUDA_VISIBLE_DEVICES, or name GPUs that are there"
+        return (), Finding("WRONG", "gpu", error.message, advice)
+    found = ", ".join(f"{gpu.name}: {gpu.model}, {gpu.memory_bytes >> 30} GiB" for gpu in gpus)
     if gpus:
-        return Finding("ok", "gpu", ", ".join(f"{gpu.name}: {gpu.model}, {gpu.memory_bytes >> 30} GiB" for gpu in gpus))
+        return gpus, Finding("ok", "gpu", found)
     kind = "Apple's GPU" if devices.has_mps() else f"none; replicas share {devices.cpu_count()} CPU core(s)"
-    return Finding("note", "gpu", kind)
+    return (), Finding("note", "gpu", kind)
 
 
 def _port(port: int) -> Finding:

@@ -29,6 +29,9 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # Wherever GET may ask; the server sends no body, since its own scope still says HEAD.
+            scope = {**scope, "method": "GET"}
         began = time.monotonic()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id

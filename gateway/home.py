@@ -44,11 +44,12 @@ class Home:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.ftruncate(self._lock, 0)
-        os.close(self._lock)
+        # While it is still ours: after that it may be the next owner's.
         folder = self.socket_folder()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
 
     def next_term(self) -> int:
         """The number of this start: one more than the last, kept durably before it is used."""

@@ -29,8 +29,6 @@ _SETTINGS = {
     zmq.RCVHWM: 64,
     zmq.MAXMSGSIZE: wire.MAX_FRAME_BYTES,
     zmq.HANDSHAKE_IVL: 1000,
-    zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
     zmq.BACKLOG: 512,
     zmq.IPV6: 0,
 }
@@ -104,8 +102,12 @@ class Hub:
         return True
 
     def send(self, peer: bytes, message: Message, stamp: Stamp, attachments: tuple[Buffer, ...] = ()) -> str | None:
-        """Send without waiting; None, or why it could not be handed over: "unreachable" (gone) or "stuck" (full)."""
-        frames = wire.pack(message, stamp, attachments)
+        """Send without waiting; None, or why not: the peer is "unreachable" or "stuck", the message "unpackable"."""
+        try:
+            frames = wire.pack(message, stamp, attachments)
+        except WireError as error:
+            log.error("unpackable", type=type(message).__name__, problem=error.message)
+            return "unpackable"
         sent = self._socket.send_multipart([peer, *frames], zmq.DONTWAIT, copy=False)
         # With DONTWAIT the future is done when the call returns.
         assert isinstance(sent, asyncio.Future)

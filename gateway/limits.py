@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The pool's bounds. Silence is counted in pings, loading in ticks of `ping_seconds`."""
+    """The pool's bounds. Silence is counted in pings, all else in ticks of `ping_seconds`."""
 
     ping_seconds: float = 1.0
     suspect_after: int = 2
     gone_after: int = 5
     load_seconds: float = 900.0
+    hello_seconds: float = 60.0
+    stuck_seconds: float = 30.0
+    retry_load_seconds: float = 300.0
     max_attempts: int = 3
     max_queue: int = 1000

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.actions import Event
 from gateway.jobs.job import JobState
 from gateway.pool import Pool
 from gateway.supervisor import Facts, Standing
@@ -33,6 +35,8 @@ class Metrics:
             "replicast_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=self.registry
         )
         self.events = Counter("replicast_events", "What the pool noted, by event", ["event"], registry=self.registry)
+        for event in get_args(Event):
+            self.events.labels(event)
         self.images = Counter("replicast_images", "Pictures answered", ["model"], registry=self.registry)
         self.image_bytes = Counter(
             "replicast_image_bytes", "Bytes of pictures answered", ["model"], registry=self.registry

@@ -8,15 +8,20 @@ _WEIGHT = 0.2
 
 
 class Pace:
-    """An exponential mean of the device's seconds per job, by model."""
+    """Exponential means of the device's seconds per job and per step, by model."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._step_seconds: dict[str, float] = {}
 
-    def learn(self, model: str, seconds: float) -> None:
-        """A job of this model took the device this long."""
-        known = self._seconds.get(model, seconds)
-        self._seconds[model] = (1 - _WEIGHT) * known + _WEIGHT * seconds
+    def learn(self, model: str, seconds: float, steps: int) -> None:
+        """A job of this model took the device this long for this many steps."""
+        for means, value in ((self._seconds, seconds), (self._step_seconds, seconds / steps)):
+            means[model] = (1 - _WEIGHT) * means.get(model, value) + _WEIGHT * value
+
+    def step_seconds(self, model: str) -> float | None:
+        """What a step of this model usually takes; None before one was finished."""
+        return self._step_seconds.get(model)
 
     def wait_seconds(self, model: str, *, ahead: int, replicas: int) -> float:
         """When a job behind `ahead` others would start, between 1 and 60 seconds from now."""

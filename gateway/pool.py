@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gateway import dispatch
-from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.actions import Action, Event, Finish, Kill, Note, Send
 from gateway.backlog import Backlog
 from gateway.door import Door
 from gateway.jobs.job import Job, JobState, Result
 from gateway.limits import Limits
 from gateway.pace import Pace
+from gateway.prospects import hope, why
+from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
 from shared import messages as m
 from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
@@ -49,17 +51,20 @@ class Pool:
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_seconds=5)
         if not any(w.state is State.READY and w.card(model) for w in self.workers.values()):
-            raise NotReady(f"No replica of {model!r} is ready: {self._why(model)}.", retry_after_seconds=2)
+            raise NotReady(
+                f"No replica of {model!r} is ready: {why(model, self.workers, self._door)}.", retry_after_seconds=2
+            )
         if self._backlog.waiting(model) >= self.limits.max_queue:
-            raise QueueFull(f"The queue of {model!r} is full.", retry_after_seconds=self.eta_seconds(model))
+            replicas = sum(1 for worker in self.workers.values() if worker.card(model))
+            wait = self._pace.wait_seconds(model, ahead=self._backlog.waiting(model), replicas=replicas)
+            raise QueueFull(f"The queue of {model!r} is full.", retry_after_seconds=wait)
         self.jobs[job.id] = job
         self._backlog.add(job)
         return self._settle(now)
 
     def cancel(self, job_id: str, now: float) -> list[Action]:
         """Nobody waits for this job: it leaves the queue at once, or stops at its next step."""
-        job = self.jobs.get(job_id)
-        if job is not None:
+        if job := self.jobs.get(job_id):
             self._abandon(job, Cancelled("The client went away."))
         return self._settle(now)
 
@@ -82,11 +87,6 @@ class Pool:
                 self._send(worker, m.Drain(reason="shutdown"))
         return self._settle(now)
 
-    def eta_seconds(self, model: str) -> float:
-        """How long a job submitted now would wait, as `Pace` has learned."""
-        holders = sum(1 for worker in self.workers.values() if worker.card(model))
-        return self._pace.wait_seconds(model, ahead=self._backlog.waiting(model), replicas=holders)
-
     # Events from those who keep workers
 
     def expect(self, name: str, token: str, now: float) -> list[Action]:
@@ -98,7 +98,7 @@ class Pool:
         """The process of this worker has ended; it will be started again unless `given_up` says otherwise."""
         self._door.close(name)
         if worker := self.workers.get(name):
-            self._lose(worker, reason)
+            self._lose(worker, reason, fault=True)
         return self._settle(now)
 
     def given_up(self, name: str, reason: str, now: float) -> list[Action]:
@@ -120,17 +120,17 @@ class Pool:
         """`ping_seconds` have passed. Not `punctual`: we ourselves were held up, and nobody is blamed for silence."""
         for job in [job for job in self.jobs.values() if job.deadline <= now]:
             self._abandon(job, Expired("The request took longer than its timeout."))
+        for name in self._door.overdue(self.limits.hello_seconds / self.limits.ping_seconds):
+            self._out.append(Kill(name, "no_hello"))
         for worker in list(self.workers.values()):
-            worker.passed(punctual=punctual, version=self.wanted.version)
-            if worker.applying_ticks * self.limits.ping_seconds > self.limits.load_seconds:
-                self._condemn(worker, "load_timeout")
-            # Loading holds the interpreter for seconds at a time: then only its own bound counts.
-            elif not worker.applying_ticks and worker.missed >= self.limits.gone_after:
-                self._condemn(worker, "silent")
-            else:
-                worker.heard = False
-                worker.pings += 1
-                self._send(worker, m.Ping(count=worker.pings))
+            if reason := verdict(worker, self.wanted.version, punctual, self.limits, self._pace):
+                self._condemn(worker, reason)
+                continue
+            if load_is_due(worker, self.limits):
+                self._send(worker, m.Want(wanted=self.wanted))
+            worker.heard = False
+            worker.pings += 1
+            self._send(worker, m.Ping(count=worker.pings))
         return self._settle(now)
 
     # Events from the wire
@@ -195,7 +195,7 @@ class Pool:
                 worker.steps, worker.memory_bytes = message.steps, message.memory_bytes
             case m.Progress():
                 if job := self._running(worker, message):
-                    job.started, job.step = True, message.step
+                    job.started = True
             case m.Done():
                 self._done(worker, message, attachments, now)
             case m.Failed():
@@ -237,7 +237,7 @@ class Pool:
         worker.served += 1
         if job.over:
             return
-        self._pace.learn(job.model, done.timings.inference_ms / 1000)
+        self._pace.learn(job.model, done.timings.inference_ms / 1000, job.parameters.steps * len(job.seeds))
         queue_ms = (job.dispatched - job.submitted) * 1000
         result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms)
         self._finish(job, JobState.SUCCEEDED, result)
@@ -260,22 +260,26 @@ class Pool:
     # What follows from events
 
     def _condemn(self, worker: Worker, reason: str) -> None:
-        self._lose(worker, reason)
+        self._lose(worker, reason, fault=True)
         self._out.append(Kill(worker.name, reason))
 
-    def _lose(self, worker: Worker, reason: str) -> None:
-        """The session is over: what was started is run again within its attempts, the rest goes back to the head."""
+    def _lose(self, worker: Worker, reason: str, *, fault: bool = False) -> None:
+        """The session is over: what was started is run again within its attempts, the rest goes back to the head.
+
+        With `fault` the worker died or misbehaved, and that is counted against what it was running. It may have died
+        before it could say what that was: then it is the job that was first in its hands.
+        """
         worker.move(State.GONE)
         self._peers.pop(worker.peer, None)
         self.workers.pop(worker.name, None)
+        running = worker.running()
         jobs, worker.jobs = [job for job in worker.jobs.values() if not job.over], {}
         again = []
         for job in jobs:
-            job.crashes += job.started
+            job.crashes += fault and job in running
             if job.crashes >= self.limits.max_attempts:
                 self._note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
-                why = Poison(f"The workers that ran this request died, {job.crashes} times.")
-                self._finish(job, JobState.FAILED, why)
+                self._finish(job, JobState.FAILED, Poison(f"{job.crashes} workers died of this request."))
             else:
                 again.append(job)
         self._requeue(again)
@@ -287,18 +291,18 @@ class Pool:
                 self._finish(job, JobState.FAILED, _unloaded(job))
                 continue
             job.move(JobState.QUEUED)
-            job.started, job.step, job.worker = False, 0, ""
+            job.started, job.worker = False, ""
             self._backlog.give_back(job)
             self._note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
 
-    def _abandon(self, job: Job, why: ReplicastError) -> None:
+    def _abandon(self, job: Job, reason: ReplicastError) -> None:
         """End a job that nobody waits for, wherever it is."""
         if job.state is JobState.QUEUED:
             self._backlog.remove(job)
         elif worker := self.workers.get(job.worker):
             # It keeps its place in the worker until the worker says that the device is free again.
             self._send(worker, m.Cancel(job=job.id, attempt=job.attempt))
-        self._finish(job, JobState.CANCELLED if isinstance(why, Cancelled) else JobState.FAILED, why)
+        self._finish(job, JobState.CANCELLED if isinstance(reason, Cancelled) else JobState.FAILED, reason)
 
     def _finish(self, job: Job, state: JobState, outcome: Result | ReplicastError) -> None:
         job.move(state)
@@ -307,16 +311,22 @@ class Pool:
 
     def _settle(self, now: float) -> list[Action]:
         """Hand out what can be handed out, and return everything that has been decided."""
+        workers, version = self.workers.values(), self.wanted.version
+        while pair := dispatch.hand_out(self._backlog, workers, version, self.limits):
+            self._backlog.remove(pair[0])
+            self._start(*pair, now)
+        while move := dispatch.take_back(workers, version, self.limits):
+            job, holder, idle = move
+            del holder.jobs[job.id]
+            self._send(holder, m.Cancel(job=job.id, attempt=job.attempt))
+            self._note("job_taken_back", job=job.id, worker=holder.name)
+            job.move(JobState.QUEUED)
+            self._start(job, idle, now)
         for model, queue in self._backlog:
-            while queue:
-                worker = dispatch.choose(self.workers.values(), queue[0], self.wanted.version, self.limits)
-                if worker is None:
-                    break
-                self._start(queue.popleft(), worker, now)
-            if queue and not self._hope(model):
-                why = f"No replica of {model!r} is left: {self._why(model)}."
+            if queue and not hope(model, self.workers, self._door, version):
+                lost = f"No replica of {model!r} is left: {why(model, self.workers, self._door)}."
                 for job in list(queue):
-                    self._abandon(job, NotReady(why, retry_after_seconds=30))
+                    self._abandon(job, NotReady(lost, retry_after_seconds=30))
         actions, self._out = self._out, []
         return actions
 
@@ -328,21 +338,11 @@ class Pool:
         worker.jobs[job.id] = job
         self._send(worker, job.run(state))
 
-    def _hope(self, model: str) -> bool:
-        """Whether a worker holds this model, may come to hold it, or is on its way."""
-        return self._door.awaited(self.workers) or any(
-            worker.card(model) or worker.version != self.wanted.version for worker in self.workers.values()
-        )
-
-    def _why(self, model: str) -> str:
-        problems = [o.problem.message for w in self.workers.values() if (o := w.outcomes.get(model)) and o.problem]
-        return (problems or list(self._door.given_up.values()) or ["workers are starting"])[0]
-
     def _send(self, worker: Worker, message: m.Message) -> None:
         worker.sent += 1
         self._out.append(Send(worker.peer, message, Stamp(self._term, "", worker.session, worker.sent)))
 
-    def _note(self, event: str, **fields: object) -> None:
+    def _note(self, event: Event, **fields: object) -> None:
         self._out.append(Note(event, fields))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from gateway import hub, supervisor
-from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.actions import Action, Event, Finish, Kill, Note, Send
 from gateway.hub import Hub
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.launchers import Launcher, Slot
@@ -38,7 +38,7 @@ class Serving:
         term: int,
         socket_folder: Path,
         launcher: Callable[[str], Launcher],
-        noted: Callable[[str], None],
+        noted: Callable[[Event], None],
     ) -> None:
         self.pool = Pool(models, limits, term=term)
         self.hub = Hub(socket_folder)
@@ -47,7 +47,7 @@ class Serving:
         self._tasks: list[asyncio.Task[None]] = []
         ears = supervisor.Ears(
             expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
-            exited=lambda name, reason: self._do(self.pool.exited(name, reason, time.monotonic())),
+            exited=self._exited,
             given_up=lambda name, reason: self._do(self.pool.given_up(name, reason, time.monotonic())),
         )
         self.supervisor = Supervisor(launcher(self.hub.endpoint), slots, policy, ears)
@@ -80,16 +80,20 @@ class Serving:
                 self._answers[job.id] = answer
                 answers.append(answer)
                 self._do(self.pool.submit(job, time.monotonic()))
-            results = []
-            for outcome in asyncio.as_completed(answers):
+            for outcome in asyncio.as_completed(answers) if len(answers) > 1 else answers:
                 if isinstance(got := await outcome, ReplicastError):
                     raise got
-                results.append(got)
             return [answer.result() for answer in answers]  # type: ignore[misc]
         finally:
+            self.withdraw(jobs)
             for job in jobs:
-                if self._answers.pop(job.id, None) is not None and not job.over:
-                    self._do(self.pool.cancel(job.id, time.monotonic()))
+                self._answers.pop(job.id, None)
+
+    def withdraw(self, jobs: Iterable[Job]) -> None:
+        """Nobody waits for these: those that are not over end as Cancelled, and stop at their next step."""
+        for job in jobs:
+            if not job.over:
+                self._do(self.pool.cancel(job.id, time.monotonic()))
 
     def drain(self) -> None:
         """Take no new jobs."""
@@ -137,6 +141,12 @@ class Serving:
             now = time.monotonic()
             self._do(self.pool.tick(now, punctual=now - asleep < seconds * (1 + _LATE)))
 
+    def _exited(self, name: str, reason: str) -> bool:
+        worker = self.pool.workers.get(name)
+        at_work = worker is not None and bool(worker.jobs)
+        self._do(self.pool.exited(name, reason, time.monotonic()))
+        return at_work
+
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
@@ -151,6 +161,7 @@ class Serving:
                     if answer is not None and not answer.done():
                         answer.set_result(action.outcome)
                 case Kill():
+                    self._noted("worker_killed")
                     log.error("worker_killed", worker=action.worker, reason=action.reason)
                     self.supervisor.kill(action.worker)
                 case Note():

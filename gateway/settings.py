@@ -1,6 +1,6 @@
 """One frozen Settings, read once: flag over REPLICAST_* variable over configuration file over default.
 
-No other file reads the environment or the configuration. An unknown key is an error that names the nearest known one.
+Nobody else reads the configuration or a REPLICAST_ variable. An unknown key is an error that names the nearest one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     log_format: Format = Field("text", description="text or json")
     max_queue: int = Field(1000, ge=1, le=1_000_000, description="waiting images per model before 429")
     max_attempts: int = Field(3, ge=1, le=10, description="workers that may die of one request before it fails")
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
+    max_body_bytes: int = Field(256 << 10, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
+    png_parameters: bool = Field(True, description="write into a PNG what it was made from")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )
@@ -71,6 +72,10 @@ class Settings(BaseSettings):
     ping_seconds: float = Field(1.0, ge=0.02, le=60, description="between two pings of a worker")
     suspect_after_pings: int = Field(2, ge=1, le=1000, description="missed pings before a worker gets no new work")
     gone_after_pings: int = Field(5, ge=2, le=10_000, description="missed pings before a worker is given up")
+    hello_seconds: float = Field(60.0, gt=0, le=3600, description="longest a worker may take to introduce itself")
+    stuck_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="least time without a step before a worker is stuck"
+    )
     load_seconds: float = Field(900.0, gt=0, le=86_400, description="longest a worker may take to load its models")
     restart_backoff_seconds: float = Field(
         1.0, ge=0, le=60, description="second restart's delay; it doubles from there"

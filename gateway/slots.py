@@ -20,6 +20,8 @@ def plan(settings: Settings, *, gpus: Sequence[str], cores: int, mps: bool) -> t
     kind, _, pretended = settings.device.partition(":")
     if kind == "auto":
         kind = "cuda" if gpus else "mps" if mps else "cpu"
+    if settings.gpus and kind != "cuda":
+        raise ConfigError(f"--gpus: there is no NVIDIA GPU to choose from on device {kind}", param="gpus")
     per_model, count = settings.gpus_per_model, settings.num_gpus
     match kind:
         case "cuda":

@@ -53,10 +53,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Ears:
-    """What the supervisor calls: before a start with its token, after an exit, and when it stops trying for a while."""
+    """What the supervisor calls: before a start with its token, after an exit, and when it stops trying for a while.
+
+    `exited` answers whether the worker had work in hand: then its death is counted there, and is no crash loop's.
+    """
 
     expect: Callable[[str, str], None]
-    exited: Callable[[str, str], None]
+    exited: Callable[[str, str], bool]
     given_up: Callable[[str, str], None]
 
 
@@ -110,11 +113,13 @@ class Supervisor:
         while True:
             began = time.monotonic()
             starts.append(began)
-            reason = await self._live(facts)
+            reason, at_work = await self._live(facts)
+            if at_work:
+                starts.pop()
             if self._leaving.is_set():
                 return
             lived = time.monotonic() - began
-            failures = 1 if lived > self._policy.window_seconds else failures + 1
+            failures = 1 if at_work or lived > self._policy.window_seconds else failures + 1
             facts.last_error = reason
             log.warning(
                 "worker_exit", worker=facts.slot.name, reason=reason, lived_seconds=round(lived, 1), failures=failures
@@ -137,15 +142,15 @@ class Supervisor:
             facts.restarts += 1
             facts.standing = Standing.RUNNING
 
-    async def _live(self, facts: Facts) -> str:
-        """One process from start to end; returns how it ended."""
+    async def _live(self, facts: Facts) -> tuple[str, bool]:
+        """One process from start to end; returns how it ended, and whether it had work in hand."""
         name, token = facts.slot.name, secrets.token_urlsafe(32)
         self._ears.expect(name, token)
         try:
             handle = await self._launcher.launch(facts.slot, token)
         except OSError as error:
             self._ears.exited(name, "launch_failed")
-            return f"cannot be started: {error}"
+            return f"cannot be started: {error}", False
         self._handles[name] = handle
         facts.pid = handle.pid
         try:
@@ -158,8 +163,7 @@ class Supervisor:
             self._handles.pop(name, None)
             facts.pid = 0
         reason = _death(status)
-        self._ears.exited(name, reason)
-        return reason
+        return reason, self._ears.exited(name, reason)
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, unless it is time to leave."""

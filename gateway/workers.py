@@ -26,12 +26,7 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 # What a worker may say once it has been welcomed. Anything else ends its session.
-SAYS: dict[State, frozenset[type[Message]]] = {
-    State.LOADING: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
-    State.READY: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
-    State.DRAINING: frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye}),
-    State.GONE: frozenset(),
-}
+SAYS: frozenset[type[Message]] = frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye})
 
 
 @dataclass(slots=True, eq=False)
@@ -40,11 +35,9 @@ class Worker:
 
     name: str
     peer: bytes
-    incarnation: str
     session: str
     slots: int
     pid: int
-    host: str
     device: Device
     state: State = State.LOADING
     version: int = -1
@@ -54,7 +47,10 @@ class Worker:
     pings: int = 0
     heard: bool = True
     applying_ticks: int = 0
+    still_ticks: int = 0
+    failed_ticks: int = 0
     steps: int = 0
+    steps_seen: int = 0
     memory_bytes: int = 0
     served: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -66,11 +62,9 @@ class Worker:
         return cls(
             name=hello.name,
             peer=peer,
-            incarnation=hello.incarnation,
             session=session,
             slots=hello.slots,
             pid=hello.pid,
-            host=hello.host,
             device=hello.device,
         )
 
@@ -80,15 +74,14 @@ class Worker:
             raise RuntimeError(f"worker {self.name}: {self.state} -> {state} is no move")
         self.state = state
 
-    def passed(self, *, punctual: bool, version: int) -> None:
-        """One ping interval has passed: count a silence (if we were there to hear), and the time behind `version`."""
-        self.applying_ticks = self.applying_ticks + 1 if self.version != version else 0
-        if punctual:
-            self.missed = 0 if self.heard else self.missed + 1
-
     def may_say(self, message: Message) -> bool:
-        """Whether this message is allowed in this state."""
-        return type(message) in SAYS[self.state]
+        """Whether a worker may say this at all."""
+        return type(message) in SAYS
+
+    def running(self) -> list[Job]:
+        """What its device has begun; one that could not say so yet has begun what it was handed first."""
+        jobs = list(self.jobs.values())
+        return [job for job in jobs if job.started] or jobs[: self.slots]
 
     def card(self, model: str) -> ModelCard | None:
         """The card of a model that this worker holds, else None."""

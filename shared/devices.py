@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError
@@ -44,14 +45,6 @@ def visible_gpus(visible: str | None = None) -> tuple[Gpu, ...]:
         return tuple(_gpu(nvml, name) for name in names)
 
 
-def used_bytes(names: Sequence[str]) -> int:
-    """Memory in use on these GPUs by anybody, in bytes; 0 where it cannot be read."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return 0
-        return sum(int(nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, name)).used) for name in names)
-
-
 def slices(names: Sequence[str], per_model: int, count: int | None = None) -> tuple[tuple[str, ...], ...]:
     """Consecutive groups of `per_model` names, `count` of them (all that fit without it).
 
@@ -75,10 +68,13 @@ def has_mps() -> bool:
 
 
 def cpu_count() -> int:
-    """Cores that this process may run on: its affinity, which a container's limit narrows, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: its affinity, and what the quota of its container leaves of that."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ ReplicastError
 ├── UnknownModel              model_not_found         no model of this name is configured
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
+├── TooSlow                   request_timeout         the body did not arrive in time
 ├── TooLarge                  payload_too_large       the body passed its limit while it was read
 ├── UnsupportedMedia          unsupported_media_type  the content type cannot be read here
 ├── QueueFull                 queue_full              the model's queue is at its limit
@@ -80,6 +81,10 @@ class RouteNotFound(ReplicastError):
 
 class MethodNotAllowed(ReplicastError):
     code = "method_not_allowed"
+
+
+class TooSlow(ReplicastError):
+    code = "request_timeout"
 
 
 class TooLarge(ReplicastError):

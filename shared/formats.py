@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.messages import ImageFormat
 
+
 def image_type(data: bytes | memoryview) -> ImageFormat | None:
     """PNG, JPEG or WebP by the magic bytes; None for anything else."""
     head = bytes(data[:12])

@@ -226,7 +226,10 @@ class Ack(Message):
 
 
 class Parameters(Part):
-    """What is asked of a picture, every default resolved: two equal ones with equal seeds give equal pictures."""
+    """What is asked of a picture, every default resolved: two equal ones with equal seeds give equal pictures.
+
+    With `write_parameters` a PNG carries what it was made from, as text beside its pixels.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -236,6 +239,7 @@ class Parameters(Part):
     guidance: float
     output_format: ImageFormat = "png"
     output_compression: int = 100
+    write_parameters: bool = False
 
 
 class Run(Message):

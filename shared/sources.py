@@ -18,6 +18,7 @@ from shared.messages import Option, WantedModel
 # Kept in step with the folders under worker/embedded by a house test.
 EMBEDDED = ("shapes",)
 STUB = "stub"
+_MOST = 2**53
 
 
 def parse(text: str) -> WantedModel:
@@ -67,7 +68,10 @@ def _value(text: str) -> Option:
         return text == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        if not abs(value) < _MOST:
+            raise ConfigError(f"the option value {text[:40]} is out of bounds", param="model")
+        return value
     return text

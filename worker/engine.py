@@ -7,6 +7,7 @@ has its next job while the last one's bytes are made.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -23,7 +24,6 @@ from shared.messages import (
     Done,
     Failed,
     ImageFacts,
-    ImageFormat,
     Message,
     Outcome,
     Problem,
@@ -127,12 +127,6 @@ class Engine:
         for task in waiting:
             self._fail(task, Cancelled("cancelled before it started"))
 
-    @property
-    def busy(self) -> bool:
-        """Whether a run is in hand, waiting or in progress."""
-        with self._wake:
-            return bool(self._tasks or self._current)
-
     def resident(self) -> tuple[Resident, ...]:
         """The models held, with their states."""
         held = list(self._held.values())
@@ -160,6 +154,10 @@ class Engine:
             except DeviceLost as error:
                 # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
                 log.error("device_lost", problem=str(error))
+                os._exit(EXIT_DEVICE_LOST)
+            except Exception:
+                # A bug of ours: a worker without its engine would answer pings for ever and never draw again.
+                log.exception("engine_died")
                 os._exit(EXIT_DEVICE_LOST)
         for name in list(self._held):
             self._release(name)
@@ -243,7 +241,11 @@ class Engine:
             return
         timings = Timings(wait_ms=(started - task.taken) * 1000, inference_ms=(time.monotonic() - started) * 1000)
         self._encoding.acquire()
-        self._encoders.submit(self._encode, task, pictures, timings)
+        if all(picture.encoded is not None for picture in pictures):
+            # There is nothing to encode: a hop to another thread would cost more than it saves.
+            self._encode(task, pictures, timings)
+        else:
+            self._encoders.submit(self._encode, task, pictures, timings)
 
     def _stepped(self, task: _Task, step: int, total: int) -> None:
         if task.cancelled:
@@ -260,7 +262,7 @@ class Engine:
         run, wish = task.run, task.run.parameters
         started = time.monotonic()
         try:
-            encoded = [_bytes(picture, wish.output_format, wish.output_compression) for picture in pictures]
+            encoded = [_bytes(picture, run) for picture in pictures]
         except Exception:
             log.exception("encode_failed", job=run.job, request=run.request_id)
             self._fail(task, JobFailed("the picture cannot be encoded"))
@@ -280,8 +282,25 @@ class Engine:
         self._speak(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)), ())
 
 
-def _bytes(picture: Picture, form: ImageFormat, compression: int) -> bytes:
+def _bytes(picture: Picture, run: Run) -> bytes:
     if picture.encoded is not None:
         return picture.encoded
     assert picture.pixels is not None
-    return images.encode(picture.pixels, form, compression)
+    wish = run.parameters
+    parameters = _parameters(run, picture.seed) if wish.write_parameters else None
+    return images.encode(picture.pixels, wish.output_format, wish.output_compression, parameters)
+
+
+def _parameters(run: Run, seed: int) -> str:
+    """What a picture was made from, as JSON: nothing in it depends on the replica, so that equal seeds stay equal."""
+    wish = run.parameters
+    facts = {
+        "model": run.model,
+        "prompt": wish.prompt,
+        "negative_prompt": wish.negative_prompt,
+        "seed": seed,
+        "size": f"{wish.width}x{wish.height}",
+        "steps": wish.steps,
+        "guidance": wish.guidance,
+    }
+    return json.dumps(facts, ensure_ascii=False)

@@ -67,6 +67,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[tuple[Message, Sequence[bytes]]] = asyncio.Queue()
         sender = asyncio.create_task(self._send_all())
+        sender.add_done_callback(_must_not_end)
         self._engine.start()
         try:
             while self._over is None:
@@ -75,6 +76,7 @@ class Session:
                 await self._serve()
             return self._over
         finally:
+            sender.remove_done_callback(_must_not_end)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             # Loading a model cannot be interrupted; the process ends all the same, and the system takes it back.
@@ -178,3 +180,9 @@ class Session:
             if isinstance(message, Done | Failed):
                 self._in_hand.pop(message.job, None)
             self._outbox.task_done()
+
+
+def _must_not_end(sender: asyncio.Task[None]) -> None:
+    """A worker that can say nothing any more is of no use, and would not be missed while it still listens."""
+    log.critical("sender_died", exc_info=sender.exception())
+    os._exit(os.EX_SOFTWARE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import orjson
@@ -9,11 +10,10 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from shared.errors import BadInput, BadJson, Cancelled, TooLarge, UnsupportedMedia
+from shared.errors import BadInput, BadJson, Cancelled, TooLarge, TooSlow, UnsupportedMedia
 
 _Body = TypeVar("_Body", bound=BaseModel)
-_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-_MOST_NESTED = 32
+_BODY_SECONDS = 30.0
 
 
 async def read(request: Request, most_bytes: int) -> bytes:
@@ -26,11 +26,14 @@ async def read(request: Request, most_bytes: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > most_bytes:
-                raise too_large
-            pieces.append(piece)
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > most_bytes:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError as error:
+        raise TooSlow(f"The request body did not arrive within {_BODY_SECONDS:g} seconds.") from error
     except ClientDisconnect as error:
         raise Cancelled("The client went away.") from error
     return b"".join(pieces)
@@ -39,7 +42,7 @@ async def read(request: Request, most_bytes: int) -> bytes:
 async def parse(request: Request, cls: type[_Body], most_bytes: int) -> _Body:
     """The body as a `cls`. JSON is JSON whatever its label, as `curl -d` sends it, unless a browser sent it."""
     label = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if label in _FORMS[:1] or (label != "application/json" and "origin" in request.headers):
+    if label == "multipart/form-data" or (label != "application/json" and "origin" in request.headers):
         raise UnsupportedMedia("Send the request as application/json.")
     content = await read(request, most_bytes)
     try:
@@ -48,8 +51,6 @@ async def parse(request: Request, cls: type[_Body], most_bytes: int) -> _Body:
         raise BadJson(f"The request body is not valid JSON: {_where(error)}.") from error
     if not isinstance(value, dict):
         raise BadJson("The request body must be a JSON object.")
-    if _depth(value) > _MOST_NESTED:
-        raise BadJson(f"The request body is nested more than {_MOST_NESTED} deep.")
     try:
         return cls.model_validate(value, strict=True)
     except ValidationError as error:
@@ -58,21 +59,6 @@ async def parse(request: Request, cls: type[_Body], most_bytes: int) -> _Body:
 
 def _where(error: orjson.JSONDecodeError) -> str:
     return f"line {error.lineno}, column {error.colno}"
-
-
-def _depth(value: object) -> int:
-    """How deep a parsed body is nested, counted level by level without recursion."""
-    depth, level = 0, [value]
-    while level and depth <= _MOST_NESTED:
-        depth += 1
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict | list)
-        ]
-    return depth
 
 
 _EXPECTED = {

@@ -23,6 +23,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.UnknownModel: 404,
     errors.RouteNotFound: 404,
     errors.MethodNotAllowed: 405,
+    errors.TooSlow: 408,
     errors.TooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.QueueFull: 429,

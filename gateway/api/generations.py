@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
-from shared.errors import BadInput, UnsupportedOperation, UnsupportedSize
+from shared.errors import BadInput, UnknownParameter, UnsupportedOperation, UnsupportedSize
 from shared.messages import ImageFormat, ModelCard, Parameters, Size
 
 MAX_SEED = 2**63 - 1
@@ -16,6 +16,8 @@ MAX_PROMPT = 32_000
 # Pixels times steps of one request, all its images together: ten of 1024x1024 with 100 steps.
 MAX_WORK = MAX_IMAGES * 1024 * 1024 * 100
 _MAX_SIDE = 16_384
+# Fields of the interface that change the picture and cannot be honoured yet.
+_NOT_YET = ("loras", "lora_epoch", "image", "images", "mask", "strength", "scheduler", "sampler")
 
 Short = Annotated[str, Field(max_length=256)]
 
@@ -51,6 +53,8 @@ class GenerationRequest(BaseModel):
     complexity: Short | None = None
     user: Annotated[str, Field(max_length=4096)] | None = None
     safety_identifier: Annotated[str, Field(max_length=4096)] | None = None
+    strict: bool | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -71,10 +75,16 @@ class GenerationRequest(BaseModel):
             raise UnsupportedOperation(
                 "Partial images need streaming, which is not supported yet.", param="partial_images"
             )
+        asked = [name for name in _NOT_YET if self._extra.get(name) is not None]
+        if asked:
+            raise UnsupportedOperation(f"'{asked[0]}' is not supported yet.", param=asked[0])
+        if self.strict and self._extra:
+            name = next(iter(self._extra))[:64]
+            raise UnknownParameter(f"Unknown parameter: '{name}'.", param=name)
         if self.background == "transparent":
             raise UnsupportedOperation("Transparent background is not supported for this model.", param="background")
 
-    def resolve(self, card: ModelCard) -> Parameters:
+    def resolve(self, card: ModelCard, *, write_parameters: bool) -> Parameters:
         """The parameters of one image for a model of this card. Raises BadInput where it cannot do exactly that."""
         size = self._size(card)
         steps = self.steps or card.steps
@@ -96,6 +106,7 @@ class GenerationRequest(BaseModel):
             guidance=guidance,
             output_format=self.output_format or "png",
             output_compression=100 if self.output_compression is None else self.output_compression,
+            write_parameters=write_parameters,
         )
 
     def seeds(self) -> tuple[int, ...]:
@@ -108,7 +119,11 @@ class GenerationRequest(BaseModel):
 
     def unknown(self) -> int:
         """How many keys nobody here knows."""
-        return len(self.__pydantic_extra__ or {})
+        return len(self._extra)
+
+    @property
+    def _extra(self) -> dict[str, object]:
+        return self.__pydantic_extra__ or {}
 
     def _size(self, card: ModelCard) -> Size:
         if (self.width is None) != (self.height is None):

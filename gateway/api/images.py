@@ -14,7 +14,6 @@ from gateway.api.generations import GenerationRequest
 from gateway.api.state import State
 from gateway.jobs.job import Job, Result
 from gateway.responses import images_body, server_timing
-from shared.errors import Cancelled
 from shared.messages import Size
 
 router = APIRouter()
@@ -36,9 +35,11 @@ async def generate(request: Request) -> Response:
     wish.supported()
     model = wish.model or state.default_model
     card = state.card(model)
-    parameters, seeds = wish.resolve(card), wish.seeds()
+    parameters = wish.resolve(card, write_parameters=state.settings.png_parameters)
+    seeds = wish.seeds()
     if unknown := wish.unknown():
         state.metrics.ignored.inc(unknown)
+    longest = state.settings.request_timeout_seconds
     request_id = request.scope["state"]["request_id"]
     jobs = [
         Job(
@@ -48,7 +49,7 @@ async def generate(request: Request) -> Response:
             parameters=parameters,
             seeds=(seed,),
             submitted=arrived,
-            deadline=arrived + state.settings.request_timeout_seconds,
+            deadline=arrived + min(wish.timeout_seconds or longest, longest),
             request_id=request_id,
         )
         for seed in seeds
@@ -62,23 +63,18 @@ async def generate(request: Request) -> Response:
 
 
 async def _unless_gone(request: Request, state: State, jobs: list[Job]) -> list[Result]:
-    """The results, unless the client leaves first: then its jobs are abandoned at once."""
-    work = asyncio.create_task(state.serving.run(jobs))
-    gone = asyncio.create_task(_gone(request))
+    """The results, unless the client leaves first: then its jobs are withdrawn at once."""
+    watch = asyncio.create_task(_withdraw_when_gone(request, state, jobs))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise Cancelled("The client went away.")
-        return work.result()
+        return await state.serving.run(jobs)
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        watch.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _withdraw_when_gone(request: Request, state: State, jobs: list[Job]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    state.serving.withdraw(jobs)
 
 
 def _count(state: State, model: str, results: list[Result]) -> None:

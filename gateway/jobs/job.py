@@ -64,7 +64,6 @@ class Job:
     crashes: int = 0
     started: bool = False
     dispatched: float = 0.0
-    step: int = 0
     worker: str = ""
 
     def run(self, model: WantedModel) -> Run:
@@ -85,8 +84,10 @@ class Job:
         """Whether a result is what was asked for, by count, first bytes and declared sizes: nothing is decoded."""
         form, size = self.parameters.output_format, (self.parameters.width, self.parameters.height)
         return len(images) == len(done.images) == len(self.seeds) and all(
-            image_type(data) == form and len(data) == facts.bytes and (facts.width, facts.height) == size
-            for data, facts in zip(images, done.images, strict=True)
+            image_type(data) == facts.format == form
+            and len(data) == facts.bytes
+            and (facts.width, facts.height, facts.seed) == (*size, seed)
+            for data, facts, seed in zip(images, done.images, self.seeds, strict=True)
         )
 
     def move(self, state: JobState) -> None:

@@ -51,6 +51,8 @@ class Local:
         """Start a worker. Call it from the main thread: the kernel ties a child's life to the thread that spawns it."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            # Without it the folder we were started in comes first, and a `worker` in there would be run.
+            "-P",
             "-m",
             "worker",
             env=self._environment(slot, token),
@@ -140,7 +142,9 @@ class Process:
             text = logs.redact(line.decode(errors="replace").rstrip())
             self._lines.append(text)
             if self._may_pass():
-                sys.stderr.write(text + "\n")
+                # Ours may be closed; the worker's pipe must be drained all the same.
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(text + "\n")
 
     def _may_pass(self) -> bool:
         """Whether one more line may go to our own standard error: 100 a second, so that a flood cannot hold us up."""

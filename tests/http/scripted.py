@@ -54,7 +54,8 @@ class Script:
     # Cleared, every run waits.
     go: asyncio.Event = field(default_factory=asyncio.Event)
     runs: list[Run] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
+    # Attempts, as (job, attempt): another attempt at the same job is none of them.
+    cancelled: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.go.set()
@@ -140,7 +141,7 @@ class Scripted:
                 self._script.runs.append(message)
                 self._answer(self._draw(message))
             case Cancel():
-                self._script.cancelled.append(message.job)
+                self._script.cancelled.append((message.job, message.attempt))
             case Drain():
                 pass
             case _:
@@ -161,9 +162,9 @@ class Scripted:
 
     async def _draw(self, run: Run) -> None:
         await self._say(Progress(job=run.job, attempt=run.attempt, step=0, total=run.parameters.steps))
-        while not (self._script.go.is_set() or run.job in self._script.cancelled):
+        while not (self._script.go.is_set() or (run.job, run.attempt) in self._script.cancelled):
             await asyncio.sleep(0.005)
-        if run.job in self._script.cancelled:
+        if (run.job, run.attempt) in self._script.cancelled:
             problem: Problem | None = Problem(code="cancelled", message="cancelled")
         else:
             problem = self._script.problems.get(run.parameters.prompt)

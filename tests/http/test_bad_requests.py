@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -145,10 +144,9 @@ JSONS = {
     "not a number": b'{"prompt": "a cat", "guidance": NaN}',
     "infinite": b'{"prompt": "a cat", "guidance": Infinity}',
     "infinite below": b'{"prompt": "a cat", "guidance": -Infinity}',
-    "deep lists": b'{"prompt": "a cat", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "deep objects": b'{"prompt": "a cat", "x": ' + b'{"x":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+    "deep lists": b'{"prompt": "a cat", "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "deep objects": b'{"prompt": "a cat", "x": ' + b'{"x":' * 10_000 + b"1" + b"}" * 10_000 + b"}",
     "deep and unfinished": b"[" * 100_000,
-    "nested over the limit": json.dumps({"prompt": "a cat", "x": json.loads("[" * 40 + "]" * 40)}).encode(),
     "a lone surrogate": b'{"prompt": "\\ud800"}',
     "a lone surrogate as a key": b'{"prompt": "a cat", "\\udc00": 1}',
     "a raw NUL": b'{"prompt": "a\x00cat"}',

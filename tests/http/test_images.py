@@ -50,7 +50,9 @@ async def drawn(gateway: Gateway, **body: Any) -> tuple[dict[str, Any], list[Run
 async def test_a_prompt_alone_is_drawn_as_the_first_model_likes_it(gateway: Gateway) -> None:
     body, [run] = await drawn(gateway)
     assert run.model == "first"
-    assert run.parameters == Parameters(prompt="a cat", width=256, height=256, steps=4, guidance=3.5)
+    assert run.parameters == Parameters(
+        prompt="a cat", width=256, height=256, steps=4, guidance=3.5, write_parameters=True
+    )
     assert body.keys() == {"created", "background", "data", "output_format", "size"}
     assert isinstance(body["created"], int)
     assert (body["background"], body["output_format"], body["size"]) == ("opaque", "png", "256x256")
@@ -63,7 +65,9 @@ async def test_a_prompt_alone_is_drawn_as_the_first_model_likes_it(gateway: Gate
 async def test_null_means_that_nothing_was_said(gateway: Gateway) -> None:
     ours = ("seed", "steps", "guidance", "negative_prompt", "width", "height")
     body, [run] = await drawn(gateway, **dict.fromkeys((*OPENAI, *ours)))
-    assert run.parameters == Parameters(prompt="a cat", width=256, height=256, steps=4, guidance=3.5)
+    assert run.parameters == Parameters(
+        prompt="a cat", width=256, height=256, steps=4, guidance=3.5, write_parameters=True
+    )
     assert len(body["data"]) == 1
 
 
@@ -87,6 +91,7 @@ async def test_every_parameter_reaches_the_worker(gateway: Gateway) -> None:
         guidance=2.0,
         output_format="webp",
         output_compression=55,
+        write_parameters=True,
     )
     assert (body["size"], body["output_format"]) == ("512x256", "webp")
     assert body["data"][0]["seed"] == 2**63 - 1
@@ -124,7 +129,9 @@ async def test_a_prompt_arrives_as_it_was_written(gateway: Gateway, text: str) -
 async def test_unknown_keys_are_ignored_and_counted(gateway: Gateway) -> None:
     before = gateway.state.metrics.ignored._value.get()
     _, [run] = await drawn(gateway, sampler_name="x", cfg={"deep": [1, {"er": None}]}, **{"": 1, "__class__": 2})
-    assert run.parameters == Parameters(prompt="a cat", width=256, height=256, steps=4, guidance=3.5)
+    assert run.parameters == Parameters(
+        prompt="a cat", width=256, height=256, steps=4, guidance=3.5, write_parameters=True
+    )
     assert gateway.state.metrics.ignored._value.get() == before + 4
 
 

@@ -405,3 +405,141 @@ def test_when_no_time_is_left_every_job_is_answered(world: World) -> None:
     world.do(world.pool.drain(world.now))
     world.do(world.pool.abandon(world.now))
     assert all(isinstance(failure(world, job.id), Draining) for job in jobs)
+
+
+def test_a_job_that_kills_before_it_can_say_it_started_is_counted(world: World) -> None:
+    poison = None
+    for attempt in range(3):
+        worker = world.ready(f"w{attempt}")
+        poison = poison or world.submit()
+        assert worker.runs()
+        world.die(worker)
+    assert poison is not None
+    assert isinstance(failure(world, poison.id), Poison)
+
+
+def test_a_session_that_was_only_lost_is_no_crash(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    for _ in range(5):
+        world.start(a, a.runs()[-1])
+        world.hello(a)
+        world.ack(a)
+    assert job.crashes == 0
+    world.done(a, a.runs()[-1])
+    assert world.result(job)
+
+
+def test_a_worker_that_shows_no_step_is_stuck_and_replaced() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+    a = world.ready("a")
+    world.submit()
+    world.done(a, a.runs()[0])
+    job = world.submit()
+    world.start(a, a.runs()[1])
+    world.tick(5, hearing=(a,))
+    assert not world.killed
+    world.tick(2, hearing=(a,))
+    assert world.killed == ["a"]
+    assert job.crashes == 1
+
+
+def test_before_a_models_first_picture_more_patience_is_had() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+    a = world.ready("a")
+    world.submit()
+    world.tick(45, hearing=(a,))
+    assert not world.killed
+    world.tick(10, hearing=(a,))
+    assert world.killed == ["a"]
+
+
+def test_a_worker_that_makes_steps_is_not_stuck() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=1))
+    a = world.ready("a")
+    world.submit()
+    for step in range(60):
+        world.say(a, m.Pong(count=step, steps=step + 1, memory_bytes=0))
+        world.tick(1)
+    assert not world.killed
+
+
+def test_a_cancel_that_is_never_answered_ends_the_worker() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=1))
+    a = world.ready("a")
+    job = world.submit()
+    world.do(world.pool.cancel(job.id, world.now))
+    world.tick(15, hearing=(a,))
+    assert world.killed == ["a"]
+
+
+def test_a_process_that_never_says_hello_is_replaced() -> None:
+    world = World(limits=Limits(ping_seconds=1, hello_seconds=10))
+    world.do(world.pool.expect("a", "token", world.now))
+    world.tick(10)
+    assert not world.killed
+    world.tick(2)
+    assert world.killed == ["a"]
+
+
+def test_a_busy_model_starves_no_other() -> None:
+    world = World(models=(MODEL, wanted("stub", model_id="other")))
+    a = world.ready("a")
+    for _ in range(5):
+        world.submit("stub")
+    other = world.submit("other")
+    for _ in range(5):
+        world.submit("stub")
+    for _ in range(6):
+        world.done(a, next(run for run in a.runs() if run.job in world.pool.jobs))
+    assert world.result(other)
+
+
+def test_a_job_handed_ahead_is_taken_back_for_a_worker_with_nothing_to_do(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    long, short, ahead = world.submit(), world.submit(), world.submit()
+    slow, quick = (a, b) if a.runs()[0].job == long.id else (b, a)
+    if ahead.id not in [run.job for run in slow.runs()]:
+        slow, quick, long, short = quick, slow, short, long
+    world.start(slow, slow.runs()[0])
+    world.start(quick, quick.runs()[0])
+    world.done(quick, quick.runs()[0])
+    assert [c.job for c in slow.took(m.Cancel)] == [ahead.id]  # type: ignore[attr-defined]
+    again = quick.runs()[-1]
+    assert (again.job, again.attempt) == (ahead.id, 2)
+    # What its first holder says of it is of another attempt.
+    world.say(slow, m.Failed(job=ahead.id, attempt=1, problem=m.Problem(code="cancelled", message="")))
+    world.done(quick, again)
+    assert world.result(ahead).worker == quick.name
+
+
+def test_what_has_begun_is_not_taken_back(world: World) -> None:
+    a = world.ready("a")
+    world.submit()
+    world.submit()
+    for run in a.runs():
+        world.start(a, run)
+    b = world.ready("b")
+    assert not b.runs()
+
+
+def test_a_model_that_could_not_be_loaded_is_asked_for_again() -> None:
+    world = World(limits=Limits(ping_seconds=1, retry_load_seconds=10))
+    a = world.boot("a")
+    outcome = m.Outcome(model="stub", problem=m.Problem(code="load_failed", message="disk"))
+    world.say(a, m.Ack(version=world.pool.wanted.version, outcomes=(outcome,)))
+    world.tick(12, hearing=(a,))
+    assert len(a.took(m.Want)) == 1
+    world.ack(a)
+    assert world.submit()
+    world.tick(30, hearing=(a,))
+    assert len(a.took(m.Want)) == 1
+
+
+def test_a_picture_of_another_seed_is_not_what_was_asked(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit(seed=7)
+    run = a.runs()[0].model_copy(update={"seeds": (8,)})
+    world.done(a, run)
+    assert job.id not in world.outcomes
+    assert world.killed == ["a"]

@@ -58,13 +58,18 @@ class FakeLauncher:
 class Heard:
     """What the supervisor told."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_work: bool = False) -> None:
         self.lines: list[str] = []
+        self._at_work = at_work
         self.ears = Ears(
             expect=lambda name, token: self.lines.append(f"expect {name}"),
-            exited=lambda name, reason: self.lines.append(f"exited {reason}"),
+            exited=self._exited,
             given_up=lambda name, reason: self.lines.append("given up"),
         )
+
+    def _exited(self, name: str, reason: str) -> bool:
+        self.lines.append(f"exited {reason}")
+        return self._at_work
 
 
 QUICK = RestartPolicy(backoff_seconds=0.001, limit=5, window_seconds=60, retry_seconds=0.05)
@@ -113,6 +118,15 @@ async def test_a_crash_loop_is_quarantined_and_tried_again_one_by_one() -> None:
     await until(lambda: len(launcher.processes) == 6)
     await until(lambda: heard.lines.count("given up") == 2)
     assert len(launcher.processes) == 6
+    await supervisor.stop(1)
+
+
+async def test_deaths_of_a_workers_work_are_no_crash_loop() -> None:
+    launcher, heard = FakeLauncher(status=1), Heard(at_work=True)
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    await until(lambda: len(launcher.processes) > 2 * QUICK.limit)
+    assert "given up" not in heard.lines
     await supervisor.stop(1)
 
 

@@ -1,0 +1,55 @@
+"""Pure: what the passing of a ping interval says about a worker: that it is well, or why it must go.
+
+Everything is counted in ticks and not timed, so that a machine that was held up as a whole blames nobody.
+"""
+
+from __future__ import annotations
+
+from gateway.limits import Limits
+from gateway.pace import Pace
+from gateway.workers import Worker
+
+# A step may take this many times what it usually takes; until that is known, as many times the least patience.
+_PATIENCE = 20
+_PATIENCE_UNKNOWN = 10
+
+
+def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, pace: Pace) -> str | None:
+    """Count one tick of this worker, and say why it must go, if it must."""
+    applying = worker.version != version
+    moved = worker.steps != worker.steps_seen
+    worker.steps_seen = worker.steps
+    worker.applying_ticks = worker.applying_ticks + 1 if applying else 0
+    if punctual:
+        worker.missed = 0 if worker.heard else worker.missed + 1
+    if moved or applying or not worker.jobs:
+        worker.still_ticks = 0
+    else:
+        worker.still_ticks += punctual
+    if applying:
+        # Loading holds the interpreter for seconds at a time: then only its own bound counts.
+        return "load_timeout" if worker.applying_ticks * limits.ping_seconds > limits.load_seconds else None
+    if worker.missed >= limits.gone_after:
+        return "silent"
+    if worker.still_ticks and worker.still_ticks * limits.ping_seconds > _patience(worker, limits, pace):
+        return "stuck"
+    return None
+
+
+def load_is_due(worker: Worker, limits: Limits) -> bool:
+    """Whether to ask again for a model that could not be loaded: what kept it may be gone."""
+    failed = any(outcome.problem for outcome in worker.outcomes.values())
+    worker.failed_ticks = worker.failed_ticks + 1 if failed else 0
+    if worker.failed_ticks * limits.ping_seconds <= limits.retry_load_seconds:
+        return False
+    worker.failed_ticks = 0
+    return True
+
+
+def _patience(worker: Worker, limits: Limits, pace: Pace) -> float:
+    """How long the device may show no step, in seconds: it answers pings, but a hung kernel or a dead lock does too."""
+    job = next(iter(worker.jobs.values()))
+    usual = pace.step_seconds(job.model)
+    if usual is None:
+        return _PATIENCE_UNKNOWN * limits.stuck_seconds
+    return max(limits.stuck_seconds, _PATIENCE * usual)
