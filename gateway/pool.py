@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gateway import dispatch
-from gateway.actions import Action, Event, Finish, Kill, Note, Send
+from gateway.actions import Action
 from gateway.backlog import Backlog
 from gateway.door import Door
 from gateway.jobs.job import Job, JobState, Result
 from gateway.limits import Limits
+from gateway.outbox import Outbox
 from gateway.pace import Pace
 from gateway.prospects import hope, why
 from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
 from shared import messages as m
 from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
-from shared.wire import Buffer, Packet, Stamp
+from shared.wire import Buffer, Packet
 
 
 class Pool:
@@ -39,14 +40,13 @@ class Pool:
         self._backlog = Backlog(model.id for model in self.wanted.models)
         self._sessions = 0
         self._pace = Pace()
-        self._out: list[Action] = []
+        self._out = Outbox(term)
 
     # Events from those who want pictures
 
     def submit(self, job: Job, now: float) -> list[Action]:
         """Take a job. Raises UnknownModel, Draining, NotReady or QueueFull, and then has not taken it."""
-        model = job.model
-        if model not in self._backlog:
+        if (model := job.model) not in self._backlog:
             raise UnknownModel(f"The model {model!r} does not exist.", param="model")
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_seconds=5)
@@ -84,7 +84,7 @@ class Pool:
         for worker in self.workers.values():
             if worker.state is not State.DRAINING:
                 worker.move(State.DRAINING)
-                self._send(worker, m.Drain(reason="shutdown"))
+                self._out.send(worker, m.Drain(reason="shutdown"))
         return self._settle(now)
 
     # Events from those who keep workers
@@ -110,10 +110,10 @@ class Pool:
         """The wanted state is now this, for every worker."""
         self.wanted = m.Wanted(version=self.wanted.version + 1, models=tuple(models))
         for job in self._backlog.keep(model.id for model in self.wanted.models):
-            self._finish(job, JobState.FAILED, _unloaded(job))
+            self._finish(job, JobState.FAILED, job.unloaded())
         for worker in self.workers.values():
             worker.applying_ticks = 0
-            self._send(worker, m.Want(wanted=self.wanted))
+            self._out.send(worker, m.Want(wanted=self.wanted))
         return self._settle(now)
 
     def tick(self, now: float, *, punctual: bool = True) -> list[Action]:
@@ -121,16 +121,16 @@ class Pool:
         for job in [job for job in self.jobs.values() if job.deadline <= now]:
             self._abandon(job, Expired("The request took longer than its timeout."))
         for name in self._door.overdue(self.limits.hello_seconds / self.limits.ping_seconds):
-            self._out.append(Kill(name, "no_hello"))
+            self._out.kill(name, "no_hello")
         for worker in list(self.workers.values()):
             if reason := verdict(worker, self.wanted.version, punctual, self.limits, self._pace):
                 self._condemn(worker, reason)
                 continue
             if load_is_due(worker, self.limits):
-                self._send(worker, m.Want(wanted=self.wanted))
+                self._out.send(worker, m.Want(wanted=self.wanted))
             worker.heard = False
             worker.pings += 1
-            self._send(worker, m.Ping(count=worker.pings))
+            self._out.send(worker, m.Ping(count=worker.pings))
         return self._settle(now)
 
     # Events from the wire
@@ -139,15 +139,15 @@ class Pool:
         """A packet from a peer, who may be anybody."""
         message, stamp = packet.message, packet.stamp
         if isinstance(message, m.Hello):
-            self._introduced(peer, message)
+            self._introduced(peer, message, stamp.seq)
             return self._settle(now)
         worker = self._peers.get(peer)
         if worker is None or stamp.session != worker.session:
-            self._note("stranger_message", type=type(message).__name__)
+            self._out.note("stranger_message", type=type(message).__name__)
         elif stamp.seq <= worker.seq:
-            self._note("replayed_message", worker=worker.name, type=type(message).__name__)
+            self._out.note("replayed_message", worker=worker.name, type=type(message).__name__)
         elif not worker.may_say(message):
-            self._note("illegal_message", worker=worker.name, type=type(message).__name__)
+            self._out.note("illegal_message", worker=worker.name, type=type(message).__name__)
             self._condemn(worker, "illegal_message")
         else:
             worker.seq, worker.heard, worker.missed = stamp.seq, True, 0
@@ -156,36 +156,48 @@ class Pool:
 
     def garbage(self, peer: bytes, problem: str, now: float) -> list[Action]:
         """Frames from a peer that are no message."""
-        self._note("wire_error", problem=problem)
+        self._out.note("wire_error", problem=problem)
         if worker := self._peers.get(peer):
             self._condemn(worker, "wire_error")
         return self._settle(now)
 
     def undeliverable(self, peer: bytes, reason: str, now: float) -> list[Action]:
-        """A message could not be handed to this peer: it is gone, or stuck."""
-        if worker := self._peers.get(peer):
+        """A message could not be handed to this peer: it is gone, or does not read."""
+        worker = self._peers.get(peer)
+        if worker and reason == "unreachable":
+            # Its process has ended, or it is dialling anew: either is about to be told. Until then it gets no work.
+            worker.missed, worker.heard = max(worker.missed, self.limits.suspect_after), False
+        elif worker:
             self._condemn(worker, reason)
         return self._settle(now)
 
-    def _introduced(self, peer: bytes, hello: m.Hello) -> None:
+    def _introduced(self, peer: bytes, hello: m.Hello, seq: int) -> None:
         if refusal := self._door.refusal(hello):
-            self._note("worker_rejected", worker=hello.name[:64], code=refusal[0])
-            self._out.append(Send(peer, m.Reject(code=refusal[0], message=refusal[1]), Stamp(term=self._term)))
+            self._out.note("worker_rejected", worker=hello.name[:64], code=refusal[0])
+            self._out.reject(peer, *refusal)
             return
+        known = self.workers.get(hello.name)
+        if known and known.incarnation == hello.incarnation and seq <= known.seq:
+            # From a connection that it has given up since: a Hello that waited while we were held up.
+            self._out.note("replayed_message", worker=hello.name, type="Hello")
+            return
+        kept = known.hand_over(hello) if known else {}
         # The newer life of a name wins, and a connection has one session.
-        for old in dict.fromkeys((self._peers.get(peer), self.workers.get(hello.name))):
+        for old in dict.fromkeys((self._peers.get(peer), known)):
             if old is not None:
                 if old.peer != peer:
-                    self._send(old, m.Bye(reason="superseded"))
+                    self._out.send(old, m.Bye(reason="superseded"))
                 self._lose(old, "superseded")
         self._sessions += 1
-        worker = Worker.from_hello(peer, f"{self._term}-{self._sessions}", hello)
+        worker = Worker.from_hello(peer, f"{self._term}-{self._sessions}", hello, seq, kept)
         self.workers[worker.name] = self._peers[peer] = worker
-        self._send(worker, m.Welcome(session=worker.session, wanted=self.wanted, ping_seconds=self.limits.ping_seconds))
+        welcome = m.Welcome(session=worker.session, wanted=self.wanted, ping_seconds=self.limits.ping_seconds)
+        self._out.send(worker, welcome)
         for held in hello.running:
-            # Its attempt was given to somebody else when the former session ended.
-            self._send(worker, m.Cancel(job=held.job, attempt=held.attempt))
-        self._note("worker_joined", worker=worker.name, pid=worker.pid, session=worker.session)
+            if held.job not in kept:
+                # Its attempt was given to somebody else when the former session ended.
+                self._out.send(worker, m.Cancel(job=held.job, attempt=held.attempt))
+        self._out.note("worker_joined", worker=worker.name, pid=worker.pid, session=worker.session)
 
     def _heard(self, worker: Worker, message: m.Message, attachments: tuple[Buffer, ...], now: float) -> None:
         match message:
@@ -215,13 +227,13 @@ class Pool:
             self._condemn(worker, "digest_mismatch")
         elif ack.version == self.wanted.version and worker.state is State.LOADING:
             worker.move(State.READY)
-            self._note("worker_ready", worker=worker.name, models=sum(1 for o in ack.outcomes if o.card))
+            self._out.note("worker_ready", worker=worker.name, models=sum(1 for o in ack.outcomes if o.card))
 
     def _running(self, worker: Worker, message: m.Progress | m.Done | m.Failed) -> Job | None:
         """The job this worker speaks of, if it is its current attempt; results of any other are stale."""
         job = worker.jobs.get(message.job)
         if job is None or job.attempt != message.attempt:
-            self._note("stale_result", worker=worker.name, type=type(message).__name__)
+            self._out.note("stale_result", worker=worker.name, type=type(message).__name__)
             return None
         return job
 
@@ -230,7 +242,7 @@ class Pool:
         if job is None:
             return
         if not job.accepts(done, images):
-            self._note("bad_result", worker=worker.name, job=job.id)
+            self._out.note("bad_result", worker=worker.name, job=job.id)
             self._condemn(worker, "bad_result")
             return
         del worker.jobs[job.id]
@@ -252,7 +264,7 @@ class Pool:
         if failed.problem.code == "behind":
             # Its own word that it is not in step: it gets the whole state again, the job costs no crash.
             worker.version = -1
-            self._send(worker, m.Want(wanted=self.wanted))
+            self._out.send(worker, m.Want(wanted=self.wanted))
             self._requeue([job])
         else:
             self._finish(job, JobState.FAILED, failed.problem.error())
@@ -261,7 +273,7 @@ class Pool:
 
     def _condemn(self, worker: Worker, reason: str) -> None:
         self._lose(worker, reason, fault=True)
-        self._out.append(Kill(worker.name, reason))
+        self._out.kill(worker.name, reason)
 
     def _lose(self, worker: Worker, reason: str, *, fault: bool = False) -> None:
         """The session is over: what was started is run again within its attempts, the rest goes back to the head.
@@ -278,22 +290,22 @@ class Pool:
         for job in jobs:
             job.crashes += fault and job in running
             if job.crashes >= self.limits.max_attempts:
-                self._note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
+                self._out.note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
                 self._finish(job, JobState.FAILED, Poison(f"{job.crashes} workers died of this request."))
             else:
                 again.append(job)
         self._requeue(again)
-        self._note("worker_lost", worker=worker.name, reason=reason, requeued=len(again))
+        self._out.note("worker_lost", worker=worker.name, reason=reason, requeued=len(again))
 
     def _requeue(self, jobs: list[Job]) -> None:
         for job in jobs:
             if job.model not in self._backlog:
-                self._finish(job, JobState.FAILED, _unloaded(job))
+                self._finish(job, JobState.FAILED, job.unloaded())
                 continue
             job.move(JobState.QUEUED)
             job.started, job.worker = False, ""
             self._backlog.give_back(job)
-            self._note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
+            self._out.note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
 
     def _abandon(self, job: Job, reason: ReplicastError) -> None:
         """End a job that nobody waits for, wherever it is."""
@@ -301,13 +313,13 @@ class Pool:
             self._backlog.remove(job)
         elif worker := self.workers.get(job.worker):
             # It keeps its place in the worker until the worker says that the device is free again.
-            self._send(worker, m.Cancel(job=job.id, attempt=job.attempt))
+            self._out.send(worker, m.Cancel(job=job.id, attempt=job.attempt))
         self._finish(job, JobState.CANCELLED if isinstance(reason, Cancelled) else JobState.FAILED, reason)
 
     def _finish(self, job: Job, state: JobState, outcome: Result | ReplicastError) -> None:
         job.move(state)
         self.jobs.pop(job.id, None)
-        self._out.append(Finish(job, outcome))
+        self._out.finish(job, outcome)
 
     def _settle(self, now: float) -> list[Action]:
         """Hand out what can be handed out, and return everything that has been decided."""
@@ -318,8 +330,8 @@ class Pool:
         while move := dispatch.take_back(workers, version, self.limits):
             job, holder, idle = move
             del holder.jobs[job.id]
-            self._send(holder, m.Cancel(job=job.id, attempt=job.attempt))
-            self._note("job_taken_back", job=job.id, worker=holder.name)
+            self._out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))
+            self._out.note("job_taken_back", job=job.id, worker=holder.name)
             job.move(JobState.QUEUED)
             self._start(job, idle, now)
         for model, queue in self._backlog:
@@ -327,8 +339,7 @@ class Pool:
                 lost = f"No replica of {model!r} is left: {why(model, self.workers, self._door)}."
                 for job in list(queue):
                     self._abandon(job, NotReady(lost, retry_after_seconds=30))
-        actions, self._out = self._out, []
-        return actions
+        return self._out.take()
 
     def _start(self, job: Job, worker: Worker, now: float) -> None:
         state = next(model for model in self.wanted.models if model.id == job.model)
@@ -336,15 +347,4 @@ class Pool:
         job.attempt += 1
         job.dispatched, job.worker = now, worker.name
         worker.jobs[job.id] = job
-        self._send(worker, job.run(state))
-
-    def _send(self, worker: Worker, message: m.Message) -> None:
-        worker.sent += 1
-        self._out.append(Send(worker.peer, message, Stamp(self._term, "", worker.session, worker.sent)))
-
-    def _note(self, event: Event, **fields: object) -> None:
-        self._out.append(Note(event, fields))
-
-
-def _unloaded(job: Job) -> UnknownModel:
-    return UnknownModel(f"The model {job.model!r} was unloaded.", param="model")
+        self._out.send(worker, job.run(state))

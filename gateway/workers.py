@@ -35,6 +35,7 @@ class Worker:
 
     name: str
     peer: bytes
+    incarnation: str
     session: str
     slots: int
     pid: int
@@ -57,16 +58,28 @@ class Worker:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @classmethod
-    def from_hello(cls, peer: bytes, session: str, hello: Hello) -> Worker:
-        """The record of a worker that has just been let in."""
+    def from_hello(cls, peer: bytes, session: str, hello: Hello, seq: int, jobs: dict[str, Job]) -> Worker:
+        """The record of a worker that has just been let in by its message number `seq`, with these jobs in hand."""
         return cls(
             name=hello.name,
             peer=peer,
+            incarnation=hello.incarnation,
+            seq=seq,
             session=session,
             slots=hello.slots,
             pid=hello.pid,
             device=hello.device,
+            jobs=jobs,
         )
+
+    def hand_over(self, hello: Hello) -> dict[str, Job]:
+        """The jobs that go on in the next session of the same process: those that it still has in hand."""
+        if hello.incarnation != self.incarnation:
+            return {}
+        held = [(running.job, running.attempt) for running in hello.running]
+        kept = {name: job for name, job in self.jobs.items() if (name, job.attempt) in held}
+        self.jobs = {name: job for name, job in self.jobs.items() if name not in kept}
+        return kept
 
     def move(self, state: State) -> None:
         """Go to `state`; a move that MOVES does not have is a bug of ours and raises."""

@@ -42,7 +42,6 @@ class Link:
         """Dial anew, with a fresh socket: what waited in the old one belongs to a session that is over."""
         self._drop()
         self.session = ""
-        self._seq = 0
         # No routing id is ever set: a second peer with a known one would be ignored in silence.
         self._socket = self._context.socket(zmq.DEALER)
         for option, value in _SETTINGS.items():

@@ -68,6 +68,7 @@ class Session:
         self._outbox: asyncio.Queue[tuple[Message, Sequence[bytes]]] = asyncio.Queue()
         sender = asyncio.create_task(self._send_all())
         sender.add_done_callback(_must_not_end)
+        self._welcomed = asyncio.Event()
         self._engine.start()
         try:
             while self._over is None:
@@ -96,6 +97,7 @@ class Session:
         """Dial and say Hello until there is a Welcome or a Reject; False when nobody answers for too long."""
         deadline = self._loop.time() + _PATIENCE_SECONDS
         while self._loop.time() < deadline and self._over is None:
+            self._welcomed.clear()
             self._link.open()
             hello = Hello(
                 protocol=PROTOCOL,
@@ -143,6 +145,7 @@ class Session:
         match message:
             case Welcome():
                 self._link.session = message.session
+                self._welcomed.set()
                 self._ping_seconds = message.ping_seconds
                 self._engine.apply(message.wanted)
             case Reject():
@@ -173,10 +176,13 @@ class Session:
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, (message, attachments))
 
     async def _send_all(self) -> None:
+        """Say everything in its order. Without a session it waits: what was done meanwhile is told in the next one."""
         while True:
             message, attachments = await self._outbox.get()
-            if self._link.session:
-                await self._link.send(message, attachments)
+            sent = False
+            while not sent:
+                await self._welcomed.wait()
+                sent = await self._link.send(message, attachments)
             if isinstance(message, Done | Failed):
                 self._in_hand.pop(message.job, None)
             self._outbox.task_done()

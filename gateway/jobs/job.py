@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shared.errors import ReplicastError
+from shared.errors import ReplicastError, UnknownModel
 from shared.formats import image_type
 from shared.messages import Done, ImageFacts, Parameters, Run, Task, Timings, WantedModel
 from shared.wire import Buffer
@@ -95,6 +95,10 @@ class Job:
         if state not in MOVES[self.state]:
             raise RuntimeError(f"job {self.id}: {self.state} -> {state} is no move")
         self.state = state
+
+    def unloaded(self) -> UnknownModel:
+        """The news that the job's model is not served any more."""
+        return UnknownModel(f"The model {self.model!r} was unloaded.", param="model")
 
     @property
     def over(self) -> bool:

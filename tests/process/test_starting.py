@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.server import Serve, Server, until
+from tests.server import START_SECONDS, STOP_SECONDS, Serve, Server, environment, until
 from worker.backends import stub
 
 
@@ -143,3 +146,20 @@ def test_the_gateway_answers_soon_and_stays_light(
     assert not [name for name in mapped if any(word in name for word in heavy)]
     worker = psutil.Process(server.workers()["stub0"])
     assert not [region.path for region in worker.memory_maps() if "torch" in os.path.basename(region.path)]
+
+
+def test_a_folder_called_worker_where_one_starts_is_not_run(tmp_path: Path, runtime: Path) -> None:
+    for name in ("worker", "gateway", "shared"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nraise SystemExit(3)\n")
+    command = [str(Path(sys.executable).with_name("replicast")), "serve", "--port", "0", "--device", "stub:1"]
+    with (tmp_path / "out").open("wb") as out:
+        started = subprocess.Popen(
+            [*command, "--data-dir", str(tmp_path / "data")], cwd=tmp_path, env=environment(runtime), stdout=out
+        )
+    try:
+        until(lambda: "\nready http" in (tmp_path / "out").read_text(), "the ready line", START_SECONDS)
+    finally:
+        started.terminate()
+        assert started.wait(STOP_SECONDS) == 0
+    assert not (tmp_path / "canary").exists()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,3 +173,50 @@ def test_a_failure_of_the_picture_is_no_failure_of_the_worker(serve: Serve) -> N
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     server.draw(model="well", prompt="a newt")
     assert server.workers() == workers
+
+
+def test_poison_that_kills_at_once_costs_nobody_else_the_service(serve: Serve) -> None:
+    """With the settings as they come: no death is too quick to be counted, and none of these is a crash loop's."""
+    server = serve("--device", "stub:2", "--model", "stub?poison=hemlock")
+    for _ in range(3):
+        poisoned = server.post(prompt="a cup of hemlock")
+        assert (poisoned.status_code, poisoned.json()["error"]["code"]) == (502, "poison")
+        until(server.whole, "the workers are back")
+    server.draw(prompt="a cup of tea")
+    assert all(worker["state"] == "ready" for worker in server.readyz()["workers"].values())
+
+
+def test_a_device_that_hangs_while_its_worker_answers_is_replaced(serve: Serve, clients: ThreadPoolExecutor) -> None:
+    server = serve(
+        "--device",
+        "stub:1",
+        *("--model", "well=stub", "--model", "hangs=stub?hang_at_step=2"),
+        stuck_seconds=0.1,
+        max_attempts=1,
+        **PINGS,
+    )
+    before = server.workers()
+    hung = clients.submit(server.post, model="hangs", prompt="a stone")
+    answer = hung.result(30.0)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "poison")
+    until(server.whole, "it is replaced")
+    assert server.workers() != before
+    server.draw(model="well", prompt="a river")
+
+
+def test_a_pause_of_the_gateway_is_no_workers_death(serve: Serve, clients: ThreadPoolExecutor) -> None:
+    """Ctrl-Z, a frozen machine: what was running is still running afterwards."""
+    server = serve("--device", "stub:2", "--model", "stub?steps=100&step_seconds=0.05", **PINGS)
+    workers = server.workers()
+    drawing = clients.submit(server.draw, prompt="a glacier")
+    until(lambda: sum(server.jobs().values()) == 1, "it is running")
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        time.sleep(4.0)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    [picture] = drawing.result(30.0)
+    assert stub.read_back(picture)["prompt"] == "a glacier"
+    assert server.workers() == workers
+    # It went on in its worker's next session: nobody ran it again.
+    assert server.event("job_requeued") == 0

@@ -128,23 +128,24 @@ def test_a_result_of_an_older_attempt_is_dropped(world: World) -> None:
     assert world.result(job).attempts == 2
 
 
-def test_a_second_hello_cancels_what_the_former_session_was_running(world: World) -> None:
+def test_what_a_worker_still_has_in_hand_goes_on_in_its_next_session(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    world.start(a, a.runs()[0])
+    world.hello(a, running=(a.runs()[0],))
+    assert not a.took(m.Cancel)
+    world.done(a, a.runs()[0])
+    assert (world.result(job).attempts, job.crashes) == (1, 0)
+
+
+def test_what_was_given_to_somebody_else_is_cancelled_in_the_next_session(world: World) -> None:
     a = world.ready("a")
     world.submit()
-    run = a.runs()[0]
-    hello = m.Hello(
-        protocol=m.PROTOCOL,
-        name="a",
-        token=a.token,
-        incarnation=a.incarnation,
-        slots=1,
-        pid=1,
-        host="here",
-        device=m.Device(kind="stub", names=()),
-        running=(m.InHand(job=run.job, attempt=run.attempt),),
-    )
-    world.do(world.pool.received(a.peer, Packet(hello, Stamp()), world.now))
-    assert [(c.job, c.attempt) for c in a.took(m.Cancel)] == [(run.job, run.attempt)]  # type: ignore[attr-defined]
+    old = a.runs()[0]
+    world.hello(a)
+    world.ack(a)
+    world.hello(a, running=(old,))
+    assert [(c.job, c.attempt) for c in a.took(m.Cancel)] == [(old.job, old.attempt)]  # type: ignore[attr-defined]
 
 
 def test_the_newer_life_of_a_name_wins(world: World) -> None:
@@ -383,12 +384,50 @@ def test_garbage_ends_its_senders_session_and_a_strangers_is_only_counted(world:
     assert world.killed == ["a"]
 
 
-def test_a_peer_that_cannot_be_reached_is_lost_and_its_work_moves(world: World) -> None:
+def test_a_peer_that_does_not_read_is_replaced_and_its_work_moves(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    job = world.submit()
+    holder, other = (a, b) if a.runs() else (b, a)
+    world.do(world.pool.undeliverable(holder.peer, "stuck", world.now))
+    assert [run.job for run in other.runs()] == [job.id]
+    assert world.killed == [holder.name]
+
+
+def test_a_peer_that_is_gone_gets_no_work_until_it_is_known_why(world: World) -> None:
     a, b = world.ready("a"), world.ready("b")
     job = world.submit()
     holder, other = (a, b) if a.runs() else (b, a)
     world.do(world.pool.undeliverable(holder.peer, "unreachable", world.now))
-    assert [run.job for run in other.runs()] == [job.id]
+    for _ in range(2):
+        world.submit()
+    assert len(holder.runs()) == 1
+    assert not world.killed
+    world.hello(holder)
+    world.ack(holder)
+    assert job.crashes == 0
+    assert not world.killed
+    world.do(world.pool.undeliverable(holder.peer, "unreachable", world.now))
+    world.tick(world.pool.limits.gone_after, hearing=(other,))
+    assert world.killed == [holder.name]
+
+
+def test_a_hello_from_a_connection_that_was_given_up_changes_nothing(world: World) -> None:
+    a = world.ready("a")
+    stale = Stamp(0, a.incarnation, "", 1)
+    hello = m.Hello(
+        protocol=m.PROTOCOL,
+        name="a",
+        token=a.token,
+        incarnation=a.incarnation,
+        slots=1,
+        pid=1,
+        host="here",
+        device=m.Device(kind="stub", names=()),
+    )
+    world.do(world.pool.received(b"former", Packet(hello, stale), world.now))
+    assert not a.took(m.Bye)
+    world.submit()
+    assert a.runs()
 
 
 def test_an_illegal_move_of_our_own_raises(world: World) -> None:

@@ -129,7 +129,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_worker_comes_back_by_itself(self, data: st.DataObject) -> None:
         puppet = data.draw(st.sampled_from(self.alive))
-        self.world.hello(puppet)
+        held = [run for other, run in self.current() if other is puppet]
+        self.world.hello(puppet, running=tuple(data.draw(st.sampled_from([held, held[:1], []]))))
         self.world.ack(puppet)
 
     @rule(data=st.data(), punctual=st.booleans(), deaf=st.booleans())

@@ -69,7 +69,7 @@ class World:
                     if puppet := self.puppets.get(action.peer):
                         puppet.inbox.append(action.message)
                         if isinstance(action.message, m.Welcome):
-                            puppet.session, puppet.seq = action.message.session, 0
+                            puppet.session = action.message.session
                 case Finish():
                     assert action.job.id not in self.outcomes, "a job had two answers"
                     self.outcomes[action.job.id] = action.outcome
@@ -110,8 +110,15 @@ class World:
         self.ack(puppet)
         return puppet
 
-    def hello(self, puppet: Puppet, *, token: str | None = None, protocol: int = m.PROTOCOL) -> None:
-        """Say Hello, with this token or its own."""
+    def hello(
+        self,
+        puppet: Puppet,
+        *,
+        token: str | None = None,
+        protocol: int = m.PROTOCOL,
+        running: tuple[m.Run, ...] = (),
+    ) -> None:
+        """Say Hello, with this token or its own, and these runs still in hand."""
         hello = m.Hello(
             protocol=protocol,
             name=puppet.name,
@@ -121,8 +128,10 @@ class World:
             pid=1,
             host="here",
             device=m.Device(kind="stub", names=("0",)),
+            running=tuple(m.InHand(job=run.job, attempt=run.attempt) for run in running),
         )
-        self.do(self.pool.received(puppet.peer, Packet(hello, Stamp(incarnation=puppet.incarnation)), self.now))
+        puppet.seq += 1
+        self.do(self.pool.received(puppet.peer, Packet(hello, Stamp(0, puppet.incarnation, "", puppet.seq)), self.now))
 
     def say(self, puppet: Puppet, message: m.Message, attachments: tuple[bytes, ...] = ()) -> None:
         """Say something in its session."""

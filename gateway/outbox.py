@@ -1,0 +1,43 @@
+"""What the pool has decided so far, in order, until somebody takes it to carry it out."""
+
+from __future__ import annotations
+
+from gateway.actions import Action, Event, Finish, Kill, Note, Send
+from gateway.jobs.job import Job, Outcome
+from gateway.workers import Worker
+from shared.messages import Message, Reject
+from shared.wire import Stamp
+
+
+class Outbox:
+    """The actions that are not taken yet; messages in it carry the gateway's `term`."""
+
+    def __init__(self, term: int) -> None:
+        self._term = term
+        self._actions: list[Action] = []
+
+    def take(self) -> list[Action]:
+        """Everything decided since the last time."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    def send(self, worker: Worker, message: Message) -> None:
+        """Say this in the worker's session."""
+        worker.sent += 1
+        self._actions.append(Send(worker.peer, message, Stamp(self._term, "", worker.session, worker.sent)))
+
+    def reject(self, peer: bytes, code: str, why: str) -> None:
+        """Tell a peer that it will not be let in."""
+        self._actions.append(Send(peer, Reject(code=code, message=why), Stamp(self._term)))
+
+    def kill(self, worker: str, reason: str) -> None:
+        """End the process of this worker."""
+        self._actions.append(Kill(worker, reason))
+
+    def finish(self, job: Job, outcome: Outcome) -> None:
+        """Give a job its one answer."""
+        self._actions.append(Finish(job, outcome))
+
+    def note(self, event: Event, **fields: object) -> None:
+        """Leave a log line and a count."""
+        self._actions.append(Note(event, fields))
