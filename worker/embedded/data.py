@@ -43,6 +43,7 @@ POSITIONS = {
 }
 # How far a scene of each variant is moved (pixels) and scaled: enough that no pixel pattern can be learnt by heart.
 VARIANTS = ((0.0, 0.0, 1.0), (1.2, -0.8, 0.96), (-1.1, 0.7, 1.04), (0.4, 1.3, 1.0))
+UNSAID = 0.12  # of all scenes have the background that a caption need not say
 _POSITION_WEIGHTS = (8, 3, 3, 3, 3, 2, 2, 2, 2)
 _SIZE_WEIGHTS = (3, 4, 3)
 _HELD_OUT = Path(__file__).with_name("held_out.json")
@@ -147,6 +148,8 @@ def scenes(rng: random.Random, forbidden: frozenset[tuple[str, str, str]]) -> It
     """Endless random scenes of the vocabulary, none of a forbidden triple."""
     while True:
         colour, background = rng.sample(COLOURS, 2)
+        if rng.random() < UNSAID:
+            background = default_background(colour)
         scene = Scene(
             rng.choice(SHAPES),
             colour,

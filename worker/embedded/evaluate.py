@@ -1,5 +1,6 @@
 """How well a pipeline draws and edits what it is told, judged by the scorer that the tests use."""
 
+import importlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from tests import scorer
 from worker.embedded import data, text
 
+# By name, for the installed package has no tests: only training, which runs in the repository, needs the judge.
+scorer = importlib.import_module("tests.scorer")
+
 STEPS = 6
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 ATTRIBUTES = ("shape", "colour", "background", "position")
 
 

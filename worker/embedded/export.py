@@ -78,6 +78,7 @@ def write(
         "cases": cases,
         "held_out": evaluate.figures(pipeline, cases, seed=2026),
         "held_out_512": evaluate.figures(pipeline, cases, seed=2026, enlarge=8),
+        "held_out_bfloat16": evaluate.figures(load(temporary, torch.bfloat16), cases, seed=2026),
         "edits_50": evaluate.edit_figures(pipeline, 50, seed=2026),
         "seconds_per_picture_one_core": {k: round(v, 3) for k, v in timings.items()},
         "vae_psnr_db": round(vae.psnr(parts.vae, vae.pictures(256, seed + 77, frozenset())), 2),

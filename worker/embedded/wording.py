@@ -180,10 +180,13 @@ def _ground(rng: random.Random, background: str) -> str:
 def caption(
     rng: random.Random, shape: str, colour: str, background: str, position: str, size: str, implied: str
 ) -> str:
-    """A wording of the scene, lower case. A background equal to `implied` is left unsaid in one of three."""
+    """A wording of the scene, lower case. A background equal to `implied` is left unsaid two times of three."""
     subject, place, ground = _subject(rng, shape, colour, size), _place(rng, position), _ground(rng, background)
-    if background == implied and rng.random() < 0.33:
+    if background == implied and rng.random() < 0.67:
         ground = ""
+        if rng.random() < 0.4:  # the shortest there is: "red circle", "small red circle top left"
+            measure = "" if size == "medium" else rng.choice(_SIZES[size])
+            return " ".join(f"{measure} {spelt(rng, colour)} {rng.choice(_SHAPES[shape])} {place}".split())
     if ground and rng.random() < 0.12:
         return _told(rng, (shape, colour, background, size), subject, place)
     order = rng.random()
