@@ -11,8 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway import web
-from gateway.api import errors, health, images, models
+from gateway.api import errors, health, images, models, page
 from gateway.api.state import State
 from gateway.front import Front
 from gateway.home import Home
@@ -65,7 +64,7 @@ def create(
     app = FastAPI(title="Replicast", version=version("replicast"), lifespan=lifespan, redirect_slashes=False)
     app.state.replicast = state
     errors.install(app)
-    for room in (images, models, health, web):
+    for room in (images, models, health, page):
         app.include_router(room.router)
     return Front(app, metrics), state
 

@@ -1,4 +1,4 @@
-"""The page: plain files in this folder, served with a policy that lets nothing else in."""
+"""The page: the plain files of gateway/web, served with a policy that lets nothing else in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 router = APIRouter(include_in_schema=False)
+
+_FOLDER = Path(__file__).parents[1] / "web"
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -21,7 +23,7 @@ _FILES = {
 
 
 def _serve(path: str, name: str, kind: str) -> None:
-    content = (Path(__file__).parent / name).read_bytes()
+    content = (_FOLDER / name).read_bytes()
     headers = {"content-security-policy": _POLICY, "cache-control": "no-cache", "referrer-policy": "no-referrer"}
 
     @router.get(path, name=name)
