@@ -75,7 +75,7 @@ class GenerationRequest(BaseModel):
             raise UnsupportedOperation(
                 "Partial images need streaming, which is not supported yet.", param="partial_images"
             )
-        asked = [name for name in _NOT_YET if self._extra.get(name) is not None]
+        asked = [name for name in _NOT_YET if name in self._extra]
         if asked:
             raise UnsupportedOperation(f"'{asked[0]}' is not supported yet.", param=asked[0])
         if self.strict and self._extra:
@@ -123,7 +123,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def _extra(self) -> dict[str, object]:
-        return self.__pydantic_extra__ or {}
+        return {name: value for name, value in (self.__pydantic_extra__ or {}).items() if value is not None}
 
     def _size(self, card: ModelCard) -> Size:
         if (self.width is None) != (self.height is None):
