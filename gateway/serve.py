@@ -20,6 +20,7 @@ from gateway import app
 from gateway.api.state import State
 from gateway.health import readiness
 from gateway.home import Home
+from gateway.protocol import BoundedProtocol
 from gateway.settings import Settings
 from gateway.slots import plan
 from shared import devices, logs
@@ -52,6 +53,7 @@ def serve(settings: Settings) -> int:
             # Longer than a balancer keeps a connection that it may use again.
             timeout_keep_alive=75,
             ws="none",
+            http=BoundedProtocol,
         )
         server = _Server(config)
         address = _address(settings.host, listener)

@@ -14,7 +14,7 @@ from tests.house.tree import PACKAGES, expect_none, read, sources
 LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "fastapi": ("fastapi", "", ("gateway/app.py", "gateway/api/*")),
     "starlette": ("fastapi", "", ("gateway/app.py", "gateway/api/*", "gateway/front.py")),
-    "uvicorn": ("uvicorn", "", ("gateway/serve.py",)),
+    "uvicorn": ("uvicorn", "", ("gateway/serve.py", "gateway/protocol.py")),
     "uvloop": ("uvloop", "", ("gateway/serve.py",)),
     "typer": ("typer", "", ("gateway/cli*",)),
     "click": ("typer", "", ("gateway/cli*",)),
