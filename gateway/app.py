@@ -61,7 +61,15 @@ def create(
             stack.push_async_callback(serving.stop)
             yield
 
-    app = FastAPI(title="Replicast", version=version("replicast"), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Replicast",
+        version=version("replicast"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # FastAPI's pages load their scripts from elsewhere; the schema itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.replicast = state
     errors.install(app)
     for room in (images, models, health, page):

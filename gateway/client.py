@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 620.0
 _STOP_SECONDS = 40.0
 _LOOK_AGAIN_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
 _ON_ITS_WAY = ("starting", "loading", "backing_off")
 
 
@@ -52,7 +55,7 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     # Where `serve` would listen, with the same settings; this side has no say in who may reach it.
     usual = settings.load({"allow_anonymous": True})
     local = f"http://{_HERE.get(usual.host, usual.host)}:{usual.port}"
-    if url is not None or _is_replicast(local):
+    if url is not None or is_replicast(local):
         answer = _ask((url or local).rstrip("/").removesuffix("/v1"), body)
     else:
         with _server(wish.model) as address:
@@ -96,7 +99,7 @@ def _said(error: urllib.error.HTTPError) -> ReplicastError:
     return BadInput(message) if error.code < 500 else NotReady(message)
 
 
-def _is_replicast(address: str) -> bool:
+def is_replicast(address: str) -> bool:
     """Whether a Replicast server answers here: something else may listen on its usual port."""
     try:
         with _open(urllib.request.Request(f"{address}/v1/models?all=true"), _LOOK_SECONDS) as response:
@@ -129,8 +132,10 @@ def _server(model: str | None) -> Iterator[str]:
         ]
         if model:
             command += ["--model", model]
-        sys.stderr.write("no server is running; starting one for this call\n")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        sys.stderr.write("no server is running there; starting one for this call (--url asks another)\n")
+        # However we end, by a signal too, it ends.
+        signal.signal(signal.SIGTERM, _leave)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
         try:
             address = _address(process)
             _wait_ready(address, process)
@@ -142,6 +147,16 @@ def _server(model: str | None) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it is a server: ask the kernel to tell it when we are gone, for the end we cannot handle."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _address(process: subprocess.Popen[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from gateway.client import is_replicast
 from gateway.home import Home
 from gateway.settings import Settings
 from shared import devices
@@ -111,6 +112,8 @@ def _port(port: int) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
+            if is_replicast(f"http://127.0.0.1:{port}"):
+                return Finding("ok", "port", f"{port}: Replicast is running here")
             return Finding(
                 "WRONG",
                 "port",
@@ -125,7 +128,9 @@ def _data(folder: Path) -> Finding:
         with Home(folder) as home:
             return Finding("ok", "data", str(home.folder))
     except ConfigError as error:
-        return Finding("WRONG", "data", error.message, "give a --data-dir that is yours and not in use")
+        if "in use by a running gateway" in error.message:
+            return Finding("note", "data", f"{folder}: a running gateway has it")
+        return Finding("WRONG", "data", error.message, "give a --data-dir that is yours")
 
 
 def _memory() -> Finding:

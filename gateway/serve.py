@@ -112,9 +112,9 @@ async def _announce(server: _Server, state: State, address: str) -> None:
     await _until(lambda: server.started)
     _say(f"""
   Replicast  {address}
-  serving    {", ".join(wanted.id for wanted in serving.pool.wanted.models)}, replicas: {len(serving.supervisor.facts)}
+  serving    {_models(state)}, replicas: {len(serving.supervisor.facts)}; wait for `ready`
   page       {address}/
-  try        curl -s {address}/v1/images/generations -d {shlex.quote(request)} \\
+  try        curl -sSf {address}/v1/images/generations -d {shlex.quote(request)} \\
                | sed 's/.*"b64_json":"\\([^"]*\\)".*/\\1/' | base64 -d > out.png
   stop       Ctrl-C
 """)
@@ -125,6 +125,11 @@ async def _announce(server: _Server, state: State, address: str) -> None:
     gc.freeze()
     log.info("ready", seconds=round(time.monotonic() - began, 1))
     _say(f"ready {address}")
+
+
+def _models(state: State) -> str:
+    models = state.serving.pool.wanted.models
+    return ", ".join(f"{m.id} (the stub)" if m.backend == "stub" else m.id for m in models)
 
 
 async def _leave(server: _Server, state: State, leaving: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,14 @@ from shared.messages import WantedModel
 
 _WORKER_GRACE_SECONDS = 5.0
 _LATE = 0.5
+
+# What an operator wants to hear of even when all else is quiet.
+_LEVELS: dict[Event, int] = {
+    "bad_result": logging.ERROR,
+    "job_poison": logging.ERROR,
+    "job_requeued": logging.WARNING,
+    "worker_rejected": logging.WARNING,
+}
 
 log = logs.get("pool")
 
@@ -166,4 +175,4 @@ class Serving:
                     self.supervisor.kill(action.worker)
                 case Note():
                     self._noted(action.event)
-                    log.info(action.event, **action.fields)
+                    log.log(_LEVELS.get(action.event, logging.INFO), action.event, **action.fields)

@@ -139,14 +139,17 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     _File.content = _read(path) if path else {}
     _known(_File.content, f"in {path}")
     ours = [name for name in os.environ if name.startswith(_PREFIX) and not name.startswith(_NOT_OURS)]
-    _known([name.removeprefix(_PREFIX).lower() for name in ours], "in the environment, after REPLICAST_")
+    _known([name.removeprefix(_PREFIX).lower() for name in ours], f"in the environment, after {_PREFIX},")
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         place = "_".join(str(step) for step in first["loc"][:1])
         flag = f"--{place.replace('_', '-')}: " if place else ""
-        raise ConfigError(flag + first["msg"].removeprefix("Value error, "), param=place or None) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":
+            said = f"expected {Settings.model_fields[place].description}"
+        raise ConfigError(flag + said, param=place or None) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

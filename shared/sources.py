@@ -37,6 +37,8 @@ def wanted(source: str, *, model_id: str | None = None, options: dict[str, Optio
     options = options or {}
     if source == STUB:
         return WantedModel(id=model_id or STUB, source=STUB, backend="stub", options=options)
+    if options:
+        raise ConfigError(f"{source} takes no options; only {STUB!r} does", param="model")
     if source in EMBEDDED:
         return WantedModel(id=model_id or source, source=source, backend="diffusion", options=options)
     folder = Path(source).expanduser()

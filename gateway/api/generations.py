@@ -17,7 +17,7 @@ MAX_PROMPT = 32_000
 MAX_WORK = MAX_IMAGES * 1024 * 1024 * 100
 _MAX_SIDE = 16_384
 # Fields of the interface that change the picture and cannot be honoured yet.
-_NOT_YET = ("loras", "lora_epoch", "image", "images", "mask", "strength", "scheduler", "sampler")
+_NOT_YET = ("lora", "loras", "lora_epoch", "image", "images", "mask", "strength", "scheduler", "sampler")
 
 Short = Annotated[str, Field(max_length=256)]
 

@@ -61,7 +61,15 @@ function figure(row, prompt) {
 async function generate(event) {
   event.preventDefault();
   const wish = { prompt: at("prompt").value, model: at("model").value, size: at("size").value, n: Number(at("n").value) };
-  if (at("seed").value.trim()) wish.seed = Number(at("seed").value);
+  const seed = at("seed").value.trim();
+  if (seed) {
+    // Larger ones are rounded by the browser itself: the picture would not be the one that was asked for.
+    if (!/^\d+$/.test(seed) || !Number.isSafeInteger(Number(seed))) {
+      say("A seed is a whole number of at most 9007199254740991.", true);
+      return;
+    }
+    wish.seed = Number(seed);
+  }
   at("go").disabled = true;
   say("Drawing…");
   const began = performance.now();
@@ -72,7 +80,7 @@ async function generate(event) {
       body: JSON.stringify(wish),
     });
     at("pictures").prepend(...answer.data.map((row) => figure(row, wish.prompt)));
-    say(`${answer.data.length} picture(s) in ${((performance.now() - began) / 1000).toFixed(2)} s`);
+    say(`${answer.data.length} ${answer.data.length === 1 ? "picture" : "pictures"} in ${((performance.now() - began) / 1000).toFixed(2)} s`);
   } catch (error) {
     fail(error);
   } finally {
@@ -82,4 +90,7 @@ async function generate(event) {
 
 at("model").addEventListener("change", showSizes);
 at("ask").addEventListener("submit", generate);
-load().catch(fail);
+load().catch((error) => {
+  fail(error);
+  setTimeout(() => load().catch(fail), 2000);
+});

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, Serve, command, environment
+from tests.server import ROOT, Serve, command, environment, processes, until
 from worker.backends import stub
 
 
@@ -117,13 +119,18 @@ def test_help_is_quick(
     assert best < 3.0
 
 
-def test_doctor_tells_what_is_wrong_and_how_to_mend_it(serve: Serve, replicast: Replicast) -> None:
-    server = serve("--device", "stub:1")
-    port = server.address.rpartition(":")[2]
-    ended = replicast("doctor", "--port", port, "--data-dir", str(server.data_dir))
+def examined(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """What the doctor found, mark by subject."""
+    return {line.split()[1]: line.split()[0] for line in ended.stdout.splitlines() if not line.startswith(" ")}
+
+
+def test_doctor_tells_what_is_wrong_and_how_to_mend_it(replicast: Replicast, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        ended = replicast("doctor", "--port", port, "--data-dir", str(tmp_path / "file"))
     assert ended.returncode == 1
-    lines = ended.stdout.splitlines()
-    found = {line.split()[1]: line.split()[0] for line in lines if not line.startswith(" ")}
+    found, lines = examined(ended), ended.stdout.splitlines()
     assert {"python", "torch", "gpu", "port", "data", "memory", "disk"} <= found.keys()
     assert (found["python"], found["torch"]) == ("ok", "ok")
     for subject, advice in (("port", "--port"), ("data", "--data-dir")):
@@ -131,6 +138,14 @@ def test_doctor_tells_what_is_wrong_and_how_to_mend_it(serve: Serve, replicast: 
         at = next(at for at, line in enumerate(lines) if line.split()[1] == subject)
         assert lines[at + 1].strip().startswith("->")
         assert advice in lines[at + 1]
+
+
+def test_doctor_finds_nothing_wrong_with_a_server_of_ours(serve: Serve, replicast: Replicast) -> None:
+    server = serve("--device", "stub:1")
+    port = server.address.rpartition(":")[2]
+    ended = replicast("doctor", "--port", port, "--data-dir", str(server.data_dir))
+    assert ended.returncode == 0, ended.stdout
+    assert examined(ended)["port"] == "ok"
     # Looking has harmed nobody.
     server.draw(prompt="a wren")
 
@@ -160,3 +175,20 @@ def test_a_wrong_setting_is_one_line_and_no_start(
     assert line.startswith("replicast: ")
     assert said in line
     assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_server_of_a_generate_ends_with_it(runtime: Path, tmp_path: Path, number: int) -> None:
+    generating = subprocess.Popen(
+        command("generate", "x", "-o", str(tmp_path / "out.png"), "--model", "stub?load_seconds=60"),
+        cwd=ROOT,
+        env=environment(runtime, device="stub"),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: len(processes(runtime)) >= 3, "its server and a worker run")
+        generating.send_signal(number)
+        generating.wait(30)
+        until(lambda: not processes(runtime), "nothing of it is left")
+    finally:
+        generating.kill()
