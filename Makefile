@@ -2,7 +2,7 @@
 #
 #   make serve ARGS="--port 8123 --num-gpus 4"     passes flags on
 #   make serve PYTHON=/opt/python3.12/bin/python3  uses that Python (3.11 or newer)
-#   make serve PIP_ARGS="--index-url URL"          passes flags on to pip (a mirror, a build of torch)
+#   make serve PIP_ARGS="..."                      passes flags on to pip (a mirror, a build of torch)
 
 .SUFFIXES:
 .DEFAULT_GOAL := help

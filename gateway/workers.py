@@ -73,7 +73,7 @@ class Worker:
         )
 
     def hand_over(self, hello: Hello) -> dict[str, Job]:
-        """The jobs that go on in the next session of the same process: those that it still has in hand."""
+        """The jobs that the same process, which introduces itself again, still has in hand: they go on."""
         if hello.incarnation != self.incarnation:
             return {}
         held = [(running.job, running.attempt) for running in hello.running]

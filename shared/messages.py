@@ -328,6 +328,6 @@ class Drain(Message):
 
 
 class Bye(Message):
-    """Either way: this session is over."""
+    """Either way: the session is over."""
 
     reason: str

@@ -75,8 +75,9 @@ async def test_null_means_that_nothing_was_said(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("field", OPENAI)
 async def test_each_field_of_openai_is_taken(gateway: Gateway, field: str) -> None:
-    await drawn(gateway, **{field: OPENAI[field]})
-    await drawn(gateway, **{field: None})
+    for value in (OPENAI[field], None):
+        body, _ = await drawn(gateway, **{field: value})
+        assert body["data"]
 
 
 async def test_every_parameter_reaches_the_worker(gateway: Gateway) -> None:
@@ -244,4 +245,5 @@ async def test_a_request_may_bound_its_own_time(gateway: Gateway) -> None:
 
 
 async def test_a_strict_request_of_known_fields_is_drawn(gateway: Gateway) -> None:
-    await drawn(gateway, strict=True, seed=3, loras=None)
+    _, [run] = await drawn(gateway, strict=True, seed=3, loras=None)
+    assert run.seeds == (3,)

@@ -50,6 +50,7 @@ def test_a_client_that_leaves_during_a_long_step_frees_its_worker(serve: Serve) 
     with closing(ask_and_hold(server, prompt="a hen")):
         until(lambda: server.jobs() == {"stub0": 1}, "it runs")
     until(lambda: server.jobs() == {"stub0": 0}, "the worker is free")
+    assert server.event("worker_lost") == 0
 
 
 def test_a_client_that_leaves_in_mid_upload_harms_nobody(serve: Serve) -> None:

@@ -190,5 +190,6 @@ def test_the_server_of_a_generate_ends_with_it(runtime: Path, tmp_path: Path, nu
         generating.send_signal(number)
         generating.wait(30)
         until(lambda: not processes(runtime), "nothing of it is left")
+        assert not (tmp_path / "out.png").exists()
     finally:
         generating.kill()

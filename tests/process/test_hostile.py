@@ -151,6 +151,7 @@ def test_a_flood_of_noise_does_not_deafen_the_gateway(server: Server) -> None:
                 peer.send(*(dice.randbytes(dice.randrange(200)) for _ in range(dice.randrange(1, 4))))
         server.draw(prompt="in the noise")
         until(lambda: server.event("wire_error") == before + 2000, "all of it is counted")
+    assert server.whole()
 
 
 def test_what_does_not_even_speak_zmq_is_let_go(server: Server) -> None:
@@ -163,6 +164,7 @@ def test_what_does_not_even_speak_zmq_is_let_go(server: Server) -> None:
                 raw.sendall(dice.randbytes(dice.randrange(1, 300)))
             except (BrokenPipeError, ConnectionResetError):
                 continue
+    assert server.whole()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def run(code: list[str] | str, server: Server, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def accept(path: Path, prompt: str) -> None:
+def expect_drawn(path: Path, prompt: str) -> None:
     score = scorer.score(path.read_bytes(), scorer.parse(prompt))
     assert score.colour, score
     assert score.background, score
@@ -52,28 +52,28 @@ def accept(path: Path, prompt: str) -> None:
 
 def test_the_curl_line(server: Server, tmp_path: Path) -> None:
     run(block("test_the_curl_line").code.replace(_ADDRESS, server.address), server, tmp_path)
-    accept(tmp_path / "out.png", "a red circle on a blue background")
+    expect_drawn(tmp_path / "out.png", "a red circle on a blue background")
 
 
 def test_the_curl_line_that_the_server_prints(server: Server, tmp_path: Path) -> None:
     printed = re.search(r"^  try +(curl .*?)\n  stop", server.output, re.MULTILINE | re.DOTALL)
     assert printed
     run(printed[1], server, tmp_path)
-    accept(tmp_path / "out.png", "a red circle on a blue background")
+    expect_drawn(tmp_path / "out.png", "a red circle on a blue background")
 
 
 def test_the_openai_client(server: Server, tmp_path: Path) -> None:
     code = block("test_the_openai_client").code.replace(_ADDRESS, server.address)
     run([sys.executable, "-c", code], server, tmp_path)
     for number in range(2):
-        accept(tmp_path / f"star-{number}.png", "a yellow star on a black background")
+        expect_drawn(tmp_path / f"star-{number}.png", "a yellow star on a black background")
     assert (tmp_path / "star-0.png").read_bytes() != (tmp_path / "star-1.png").read_bytes()
 
 
 def test_the_command(server: Server, tmp_path: Path) -> None:
     line = block("test_the_command").code.replace(".venv/bin/replicast", f"{shlex.quote(sys.executable)} -m gateway")
     run(f"{line.strip()} --url {server.address}", server, tmp_path)
-    accept(tmp_path / "triangle.png", "a green triangle on a white background")
+    expect_drawn(tmp_path / "triangle.png", "a green triangle on a white background")
 
 
 def test_serving_your_own() -> None:

@@ -218,5 +218,5 @@ def test_a_pause_of_the_gateway_is_no_workers_death(serve: Serve, clients: Threa
     [picture] = drawing.result(30.0)
     assert stub.read_back(picture)["prompt"] == "a glacier"
     assert server.workers() == workers
-    # It went on in its worker's next session: nobody ran it again.
+    # It went on when its worker had introduced itself again: nobody ran it a second time.
     assert server.event("job_requeued") == 0

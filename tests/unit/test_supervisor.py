@@ -103,6 +103,7 @@ async def test_an_exit_with_status_0_is_a_death_too() -> None:
     await until(lambda: launcher.processes)
     launcher.processes[0].end(0)
     await until(lambda: len(launcher.processes) == 2)
+    assert supervisor.facts["a"].last_error == "exit status 0"
     await supervisor.stop(1)
 
 
@@ -159,4 +160,5 @@ async def test_kill_ends_it_and_it_comes_back() -> None:
     supervisor.kill("a")
     supervisor.kill("nobody")
     await until(lambda: len(launcher.processes) == 2)
+    assert supervisor.facts["a"].last_error == "signal SIGKILL"
     await supervisor.stop(1)
