@@ -49,6 +49,15 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class Show:
+    """What a job's picture will be: its preview of this number, counted from 0, encoded."""
+
+    job: Job
+    preview: int
+    image: Buffer
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """End the process of this worker: it cannot be reasoned with."""
 
@@ -64,4 +73,4 @@ class Note:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-Action = Send | Finish | Kill | Note
+Action = Send | Finish | Show | Kill | Note

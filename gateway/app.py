@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import errors, health, images, models, page
+from gateway.api import errors, health, images, models, page, schema
 from gateway.api.state import State
 from gateway.front import Front
 from gateway.home import Home
@@ -36,6 +36,7 @@ def create(
 
     `launcher` makes, of the endpoint that workers dial, what starts them; without it they are local processes.
     """
+    settings.aliases()
     term = home.next_term()
     metrics = Metrics(term)
     serving = Serving(
@@ -70,6 +71,7 @@ def create(
         docs_url=None,
         redoc_url=None,
     )
+    app.openapi = lambda: schema.describe(app)  # type: ignore[method-assign]
     app.state.replicast = state
     errors.install(app)
     for room in (images, models, health, page):

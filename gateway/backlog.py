@@ -1,7 +1,8 @@
-"""The jobs that wait, in order, one queue per model."""
+"""The jobs that wait, one queue per model: by priority, and among equals by age."""
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -25,14 +26,12 @@ class Backlog:
         return len(self._queues[model])
 
     def add(self, job: Job) -> None:
-        """Put a new job at the end of its queue."""
-        self._queues[job.model].append(job)
-
-    def give_back(self, job: Job) -> None:
-        """Put a job that lost its worker before all that were submitted after it."""
+        """Put a job in its place: one that lost its worker comes before all that were submitted after it."""
         queue = self._queues[job.model]
-        before = next((at for at, other in enumerate(queue) if other.submitted > job.submitted), len(queue))
-        queue.insert(before, job)
+        if not queue or _order(queue[-1]) <= _order(job):
+            queue.append(job)
+        else:
+            insort(queue, job, key=_order)
 
     def remove(self, job: Job) -> None:
         """Take out a job that nobody waits for."""
@@ -44,3 +43,7 @@ class Backlog:
         gone = [job for queue in self._queues.values() for job in queue]
         self._queues = kept
         return gone
+
+
+def _order(job: Job) -> tuple[int, float]:
+    return -job.priority, job.submitted

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.actions import Action, Event, Finish, Kill, Note, Send
+from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
 from gateway.jobs.job import Job, Outcome
 from gateway.workers import Worker
 from shared.messages import Message, Reject
-from shared.wire import Stamp
+from shared.wire import Buffer, Stamp
 
 
 class Outbox:
@@ -21,10 +21,11 @@ class Outbox:
         actions, self._actions = self._actions, []
         return actions
 
-    def send(self, worker: Worker, message: Message) -> None:
+    def send(self, worker: Worker, message: Message, attachments: tuple[Buffer, ...] = ()) -> None:
         """Say this in the worker's session."""
         worker.sent += 1
-        self._actions.append(Send(worker.peer, message, Stamp(self._term, "", worker.session, worker.sent)))
+        stamp = Stamp(self._term, "", worker.session, worker.sent)
+        self._actions.append(Send(worker.peer, message, stamp, attachments))
 
     def reject(self, peer: bytes, code: str, why: str) -> None:
         """Tell a peer that it will not be let in."""
@@ -37,6 +38,10 @@ class Outbox:
     def finish(self, job: Job, outcome: Outcome) -> None:
         """Give a job its one answer."""
         self._actions.append(Finish(job, outcome))
+
+    def show(self, job: Job, preview: int, image: Buffer) -> None:
+        """Show whoever waits for a job what it will be."""
+        self._actions.append(Show(job, preview, image))
 
     def note(self, event: Event, **fields: object) -> None:
         """Leave a log line and a count."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from gateway import dispatch
 from gateway.actions import Action
+from gateway.admission import admit
 from gateway.backlog import Backlog
 from gateway.door import Door
 from gateway.jobs.job import Job, JobState, Result
@@ -21,7 +22,7 @@ from gateway.prospects import hope, why
 from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
 from shared import messages as m
-from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
+from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, ReplicastError
 from shared.wire import Buffer, Packet
 
 
@@ -46,18 +47,9 @@ class Pool:
 
     def submit(self, job: Job, now: float) -> list[Action]:
         """Take a job. Raises UnknownModel, Draining, NotReady or QueueFull, and then has not taken it."""
-        if (model := job.model) not in self._backlog:
-            raise UnknownModel(f"The model {model!r} does not exist.", param="model")
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_seconds=5)
-        if not any(w.state is State.READY and w.card(model) for w in self.workers.values()):
-            raise NotReady(
-                f"No replica of {model!r} is ready: {why(model, self.workers, self._door)}.", retry_after_seconds=2
-            )
-        if self._backlog.waiting(model) >= self.limits.max_queue:
-            replicas = sum(1 for worker in self.workers.values() if worker.card(model))
-            wait = self._pace.wait_seconds(model, ahead=self._backlog.waiting(model), replicas=replicas)
-            raise QueueFull(f"The queue of {model!r} is full.", retry_after_seconds=wait)
+        admit(job.model, self._backlog, self.workers, self._door, self._pace, self.limits)
         self.jobs[job.id] = job
         self._backlog.add(job)
         return self._settle(now)
@@ -207,11 +199,13 @@ class Pool:
                 worker.steps, worker.memory_bytes = message.steps, message.memory_bytes
             case m.Progress():
                 if job := self._running(worker, message):
-                    job.started = True
+                    self._progressed(worker, job, message, attachments)
             case m.Done():
-                self._done(worker, message, attachments, now)
+                if job := self._running(worker, message):
+                    self._done(worker, job, message, attachments, now)
             case m.Failed():
-                self._failed(worker, message)
+                if job := self._running(worker, message):
+                    self._failed(worker, job, message)
             case m.Drain():
                 if worker.state is not State.DRAINING:
                     worker.move(State.DRAINING)
@@ -237,13 +231,17 @@ class Pool:
             return None
         return job
 
-    def _done(self, worker: Worker, done: m.Done, images: tuple[Buffer, ...], now: float) -> None:
-        job = self._running(worker, done)
-        if job is None:
+    def _progressed(self, worker: Worker, job: Job, progress: m.Progress, images: tuple[Buffer, ...]) -> None:
+        if not job.shows(progress, images):
+            self._distrust(worker, job)
             return
+        job.started = True
+        if progress.preview is not None and not job.over:
+            self._out.show(job, progress.preview, images[0])
+
+    def _done(self, worker: Worker, job: Job, done: m.Done, images: tuple[Buffer, ...], now: float) -> None:
         if not job.accepts(done, images):
-            self._out.note("bad_result", worker=worker.name, job=job.id)
-            self._condemn(worker, "bad_result")
+            self._distrust(worker, job)
             return
         del worker.jobs[job.id]
         worker.served += 1
@@ -251,13 +249,10 @@ class Pool:
             return
         self._pace.learn(job.model, done.timings.inference_ms / 1000, job.parameters.steps * len(job.seeds))
         queue_ms = (job.dispatched - job.submitted) * 1000
-        result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms)
+        result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms, done.tokens)
         self._finish(job, JobState.SUCCEEDED, result)
 
-    def _failed(self, worker: Worker, failed: m.Failed) -> None:
-        job = self._running(worker, failed)
-        if job is None:
-            return
+    def _failed(self, worker: Worker, job: Job, failed: m.Failed) -> None:
         del worker.jobs[job.id]
         if job.over:
             return
@@ -274,6 +269,10 @@ class Pool:
     def _condemn(self, worker: Worker, reason: str) -> None:
         self._lose(worker, reason, fault=True)
         self._out.kill(worker.name, reason)
+
+    def _distrust(self, worker: Worker, job: Job) -> None:
+        self._out.note("bad_result", worker=worker.name, job=job.id)
+        self._condemn(worker, "bad_result")
 
     def _lose(self, worker: Worker, reason: str, *, fault: bool = False) -> None:
         """The session is over: what was started is run again within its attempts, the rest goes back to the head.
@@ -304,7 +303,7 @@ class Pool:
                 continue
             job.move(JobState.QUEUED)
             job.started, job.worker = False, ""
-            self._backlog.give_back(job)
+            self._backlog.add(job)
             self._out.note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
 
     def _abandon(self, job: Job, reason: ReplicastError) -> None:
@@ -347,4 +346,4 @@ class Pool:
         job.attempt += 1
         job.dispatched, job.worker = now, worker.name
         worker.jobs[job.id] = job
-        self._out.send(worker, job.run(state))
+        self._out.send(worker, job.run(state), job.inputs)

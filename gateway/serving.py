@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gateway import hub, supervisor
-from gateway.actions import Action, Event, Finish, Kill, Note, Send
+from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
 from gateway.hub import Hub
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.launchers import Launcher, Slot
@@ -19,6 +20,7 @@ from gateway.supervisor import RestartPolicy, Supervisor
 from shared import logs
 from shared.errors import ReplicastError
 from shared.messages import WantedModel
+from shared.wire import Buffer
 
 _WORKER_GRACE_SECONDS = 5.0
 _LATE = 0.5
@@ -32,6 +34,9 @@ _LEVELS: dict[Event, int] = {
 }
 
 log = logs.get("pool")
+
+# Called with a job, the number of a preview of it, and that preview, encoded. Never raises.
+Shown = Callable[[Job, int, Buffer], None]
 
 
 class Serving:
@@ -53,6 +58,7 @@ class Serving:
         self.hub = Hub(socket_folder)
         self._noted = noted
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
+        self._shown: dict[str, Shown] = {}
         self._tasks: list[asyncio.Task[None]] = []
         ears = supervisor.Ears(
             expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
@@ -81,22 +87,34 @@ class Serving:
 
         Raises what the pool or a worker says of the first that cannot be had. Cancelled, it abandons all of them.
         """
-        loop = asyncio.get_running_loop()
-        answers = []
-        try:
-            for job in jobs:
-                answer: asyncio.Future[Outcome] = loop.create_future()
-                self._answers[job.id] = answer
-                answers.append(answer)
-                self._do(self.pool.submit(job, time.monotonic()))
+        with self.taken(jobs) as answers:
             for outcome in asyncio.as_completed(answers) if len(answers) > 1 else answers:
                 if isinstance(got := await outcome, ReplicastError):
                     raise got
             return [answer.result() for answer in answers]  # type: ignore[misc]
+
+    @contextmanager
+    def taken(self, jobs: list[Job], shown: Shown | None = None) -> Iterator[list[asyncio.Future[Outcome]]]:
+        """Submit jobs that belong together; their answers, in their order. Whoever leaves withdraws what is not over.
+
+        `shown` is called with each preview. Raises what the pool says if it does not take one: then it takes none.
+        """
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[Outcome]] = []
+        try:
+            for job in jobs:
+                answer: asyncio.Future[Outcome] = loop.create_future()
+                self._answers[job.id] = answer
+                if shown is not None:
+                    self._shown[job.id] = shown
+                answers.append(answer)
+                self._do(self.pool.submit(job, time.monotonic()))
+            yield answers
         finally:
             self.withdraw(jobs)
             for job in jobs:
                 self._answers.pop(job.id, None)
+                self._shown.pop(job.id, None)
 
     def withdraw(self, jobs: Iterable[Job]) -> None:
         """Nobody waits for these: those that are not over end as Cancelled, and stop at their next step."""
@@ -169,6 +187,9 @@ class Serving:
                     answer = self._answers.get(action.job.id)
                     if answer is not None and not answer.done():
                         answer.set_result(action.outcome)
+                case Show():
+                    if shown := self._shown.get(action.job.id):
+                        shown(action.job, action.preview, action.image)
                 case Kill():
                     self._noted("worker_killed")
                     log.error("worker_killed", worker=action.worker, reason=action.reason)

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     model: Words = Field(
         ("shapes",), description="model to serve: an embedded name, stub, or a Diffusers folder; repeatable"
     )
+    alias: Words = Field(
+        ("dall-e-*", "gpt-image-*", "chatgpt-image-*"),
+        description="NAME=MODEL, or NAME for the first model; a name may have * in it",
+    )
     num_gpus: int | None = Field(None, ge=1, le=1024, description="GPUs to use in all; without GPUs, replicas to start")
     gpus_per_model: int = Field(1, ge=1, le=64, description="GPUs of one replica")
     gpus: Words = Field((), description="GPUs to use, by index or UUID, separated by commas")
@@ -63,7 +67,14 @@ class Settings(BaseSettings):
     log_format: Format = Field("text", description="text or json")
     max_queue: int = Field(1000, ge=1, le=1_000_000, description="waiting images per model before 429")
     max_attempts: int = Field(3, ge=1, le=10, description="workers that may die of one request before it fails")
-    max_body_bytes: int = Field(256 << 10, ge=1024, le=1 << 30, description="largest JSON body, in bytes")
+    max_body_bytes: int = Field(
+        256 << 10, ge=1024, le=1 << 30, description="largest JSON body, in bytes, the pictures in it not counted"
+    )
+    max_upload_bytes: int = Field(64 << 20, ge=1024, le=1 << 30, description="pictures of one request, in bytes")
+    max_image_bytes: int = Field(50_000_000, ge=1024, le=1 << 30, description="one picture, in bytes")
+    max_image_pixels: int = Field(
+        4096 * 4096, ge=64, le=1 << 26, description="pixels of a picture to work from, when decoded"
+    )
     png_parameters: bool = Field(True, description="write into a PNG what it was made from")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
@@ -108,6 +119,15 @@ class Settings(BaseSettings):
         if not self.model:
             raise ValueError("no model is named")
         return self
+
+    def aliases(self) -> tuple[tuple[str, str], ...]:
+        """Other names of models: each a pattern with the model's id, empty for the first. Raises ConfigError."""
+        pairs = tuple((name, model) for name, _, model in (alias.partition("=") for alias in self.alias))
+        known = {model.id for model in self.models()}
+        for name, model in pairs:
+            if not name or (model and model not in known):
+                raise ConfigError(f"--alias {name}={model}: no model is called {model!r}", param="alias")
+        return pairs
 
     def models(self) -> tuple[WantedModel, ...]:
         """What to serve. Raises ConfigError for a source that is none, or two models under one id."""

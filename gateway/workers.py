@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gateway.jobs.job import Job
-from shared.messages import Ack, Bye, Device, Done, Drain, Failed, Hello, Message, ModelCard, Outcome, Pong, Progress
+from shared.cards import ModelCard
+from shared.messages import Ack, Bye, Device, Done, Drain, Failed, Hello, Message, Outcome, Pong, Progress
 
 
 class State(StrEnum):

@@ -4,6 +4,7 @@ ReplicastError
 ├── BadInput                  invalid_value           a field is missing, of the wrong type, or out of bounds
 │   ├── BadJson               invalid_json            the body cannot be parsed
 │   ├── UnknownParameter      unknown_parameter       `strict` was asked for and a key is not known
+│   ├── BadImage              invalid_image_file      a picture to work from cannot be read, or passes a limit
 │   ├── UnsupportedSize       unsupported_size        the model cannot make exactly this size
 │   └── UnsupportedOperation  unsupported_operation   the model's family cannot do this
 ├── UnknownModel              model_not_found         no model of this name is configured
@@ -61,6 +62,10 @@ class BadJson(BadInput):
 
 class UnknownParameter(BadInput):
     code = "unknown_parameter"
+
+
+class BadImage(BadInput):
+    code = "invalid_image_file"
 
 
 class UnsupportedSize(BadInput):

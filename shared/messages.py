@@ -10,21 +10,14 @@ from __future__ import annotations
 import hashlib
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from shared.cards import ImageFormat, ModelCard, Part, Task
 from shared.errors import ReplicastError, by_code
 
 PROTOCOL = 1
 
-Task = Literal["generate"]
-ImageFormat = Literal["png", "jpeg", "webp"]
 Option = str | int | float | bool
-
-
-class Part(BaseModel):
-    """A frozen piece of a message. Unknown fields are ignored, so that a newer peer may say more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Problem(Part):
@@ -41,73 +34,6 @@ class Problem(Part):
     def error(self) -> ReplicastError:
         """The error of this code, ready to be raised."""
         return by_code(self.code)(self.message, param=self.param)
-
-
-class Size(Part):
-    """Width and height in pixels."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
-
-class SizeRule(Part):
-    """Which sizes a model makes exactly: those listed in `allowed`, or, without a list, multiples within bounds."""
-
-    default: Size
-    allowed: tuple[Size, ...] = ()
-    multiple: int = 8
-    min_side: int = 64
-    max_side: int = 2048
-    max_pixels: int = 2048 * 2048
-    native: Size | None = None
-    enlargement: Literal["none", "nearest"] = "none"
-
-    def fits(self, size: Size) -> bool:
-        """Whether the model makes this size exactly."""
-        if self.allowed:
-            return size in self.allowed
-        return (
-            all(
-                self.min_side <= side <= self.max_side and side % self.multiple == 0
-                for side in (size.width, size.height)
-            )
-            and size.width * size.height <= self.max_pixels
-        )
-
-    def nearest(self, size: Size, count: int = 3) -> tuple[Size, ...]:
-        """The `count` sizes that come closest to what was asked, nearest first."""
-        if self.allowed:
-            candidates = set(self.allowed)
-        else:
-            near = [self._sides_near(side) for side in (size.width, size.height)]
-            candidates = {Size(width=w, height=h) for w in near[0] for h in near[1]} | {self.default}
-        fitting = [c for c in candidates if self.fits(c)]
-        return tuple(
-            sorted(fitting, key=lambda c: (abs(c.width - size.width) + abs(c.height - size.height), c.width))[:count]
-        )
-
-    def _sides_near(self, side: int) -> set[int]:
-        low, high = -(-self.min_side // self.multiple), self.max_side // self.multiple
-        return {min(max(k, low), high) * self.multiple for k in (side // self.multiple, side // self.multiple + 1)}
-
-
-class ModelCard(Part):
-    """What a loaded model can do: its defaults and the bounds that a request is held to before it is queued."""
-
-    family: str
-    revision: str
-    tasks: tuple[Task, ...]
-    sizes: SizeRule
-    steps: int
-    max_steps: int
-    guidance: float
-    max_guidance: float
-    negative_prompt: bool
-    description: str = ""
-    vocabulary: tuple[str, ...] = ()
 
 
 class WantedModel(Part):
@@ -226,9 +152,10 @@ class Ack(Message):
 
 
 class Parameters(Part):
-    """What is asked of a picture, every default resolved: two equal ones with equal seeds give equal pictures.
+    """What is asked of a picture, every default resolved: the same with the same seed and inputs is the same picture.
 
-    With `write_parameters` a PNG carries what it was made from, as text beside its pixels.
+    `strength` is of a variation or an inpainting. With `transparent` the picture has an alpha channel. With
+    `write_parameters` a PNG carries what it was made from, as text beside its pixels.
     """
 
     prompt: str
@@ -237,13 +164,19 @@ class Parameters(Part):
     height: int
     steps: int
     guidance: float
+    strength: float | None = None
+    transparent: bool = False
     output_format: ImageFormat = "png"
     output_compression: int = 100
     write_parameters: bool = False
 
 
 class Run(Message):
-    """Gateway to worker: an attempt at a job, one image per seed; (epoch, digest) is the state to make it with."""
+    """Gateway to worker: an attempt at a job, one image per seed; (epoch, digest) is the state to make it with.
+
+    The attachments are the encoded pictures to work from, as they came; of an inpainting the last one is its mask. Of
+    each image `previews` are to be shown while it is made, evenly spaced.
+    """
 
     job: str
     attempt: int
@@ -254,15 +187,28 @@ class Run(Message):
     epoch: int
     digest: str
     request_id: str = ""
+    previews: int = 0
 
 
 class Progress(Message):
-    """Worker to gateway: `step` of `total` is done; step 0 says that the device has started. May be dropped."""
+    """Worker to gateway: `step` of `total` is done; step 0 says that the device has started. May be dropped.
+
+    With `preview`, counted from 0, the attachment shows what the picture will be, in the format and size asked for.
+    """
 
     job: str
     attempt: int
     step: int
     total: int
+    preview: int | None = None
+
+
+class Tokens(Part):
+    """How long the sequences were that the model read and wrote for one image: text, pictures given, picture made."""
+
+    text: int = 0
+    image_in: int = 0
+    image_out: int = 0
 
 
 class Timings(Part):
@@ -290,6 +236,7 @@ class Done(Message):
     attempt: int
     images: tuple[ImageFacts, ...]
     timings: Timings
+    tokens: Tokens = Tokens()
 
 
 class Failed(Message):

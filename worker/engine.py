@@ -1,20 +1,20 @@
 """The GPU thread: one thing at a time, between two jobs the wanted state, and at every step a look at who still waits.
 
 The engine owns the backends. It is told by `apply`, `run` and `cancel` from the loop's thread, and speaks through one
-callback, in messages: Ack, Progress, Done, Failed. Pictures are encoded by a small pool of threads, so that the device
-has its next job while the last one's bytes are made.
+callback, in messages: Ack, Progress, Done, Failed. Pictures are decoded and encoded by a small pool of threads, so that
+the device has its next job while the last one's bytes are made.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from shared import logs
 from shared.errors import Behind, Cancelled, JobFailed, LoadFailed, OutOfMemory, ReplicastError
@@ -23,7 +23,6 @@ from shared.messages import (
     Device,
     Done,
     Failed,
-    ImageFacts,
     Message,
     Outcome,
     Problem,
@@ -34,9 +33,12 @@ from shared.messages import (
     Wanted,
     WantedModel,
 )
-from worker import backends, images
-from worker.backends import Backend, Picture
+from worker import backends, finishing, inputs
+from worker.backends import Backend, Inputs, Picture
 from worker.device import DeviceLost
+
+if TYPE_CHECKING:
+    from worker.backends import Pixels
 
 # sysexits' EX_SOFTWARE: the device is in a state that no call can mend.
 EXIT_DEVICE_LOST = 70
@@ -60,12 +62,13 @@ class _Held:
     outcome: Outcome
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
-    """A run in hand."""
+    """A run in hand, with its pictures once they are decoded, and its previews while they are encoded."""
 
     run: Run
-    inputs: Sequence[bytes | memoryview]
+    inputs: Future[Inputs] | None = None
+    previews: list[Future[None]] = field(default_factory=list)
     taken: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     reported: float = 0.0
@@ -110,11 +113,19 @@ class Engine:
             self._wanted = wanted
             self._wake.notify()
 
-    def run(self, run: Run, inputs: Sequence[bytes | memoryview]) -> None:
-        """Take a run in hand; answers Progress at step 0 when the device starts it, then Done or Failed."""
+    def run(self, run: Run, attachments: Sequence[bytes | memoryview]) -> None:
+        """Take a run in hand; answers Progress at step 0 when the device starts it, then Done or Failed.
+
+        Its pictures are decoded at once, while the device is busy with others: a broken one is told before its turn.
+        """
+        task = _Task(run)
+        if attachments:
+            task.inputs = self._encoders.submit(inputs.read, run, attachments)
         with self._wake:
-            self._tasks.append(_Task(run, inputs))
+            self._tasks.append(task)
             self._wake.notify()
+        if task.inputs:
+            task.inputs.add_done_callback(lambda read: self._refuse(task) if read.exception() else None)
 
     def cancel(self, job: str, attempt: int) -> None:
         """Stop this attempt at its next step, or before it starts; it answers Failed(cancelled)."""
@@ -126,6 +137,14 @@ class Engine:
             self._tasks = deque(task for task in self._tasks if not task.cancelled)
         for task in waiting:
             self._fail(task, Cancelled("cancelled before it started"))
+
+    def _refuse(self, task: _Task) -> None:
+        """The pictures of `task` cannot be read: it need not wait for its turn to hear that."""
+        with self._wake:
+            if task not in self._tasks:
+                return
+            self._tasks.remove(task)
+        self._fail(task, _problem(task))
 
     def resident(self) -> tuple[Resident, ...]:
         """The models held, with their states."""
@@ -222,7 +241,17 @@ class Engine:
         total = run.parameters.steps * len(run.seeds)
         self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=total), ())
         try:
-            pictures = held.backend.generate(run, task.inputs, lambda step, total: self._stepped(task, step, total))
+            given = task.inputs.result() if task.inputs else Inputs()
+        except Exception:
+            self._fail(task, _problem(task))
+            return
+        try:
+            pictures = held.backend.generate(
+                run,
+                given,
+                lambda step, total: self._stepped(task, step, total),
+                lambda index, pixels: self._show(task, index, total, pixels),
+            )
         except Stopped:
             self._fail(task, Cancelled("cancelled"))
             return
@@ -258,49 +287,51 @@ class Engine:
             task.reported = now
             self._speak(Progress(job=task.run.job, attempt=task.run.attempt, step=step, total=total), ())
 
+    def _show(self, task: _Task, index: int, total: int, pixels: Pixels) -> None:
+        """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
+        if self._encoding.acquire(blocking=False):
+            task.previews.append(self._encoders.submit(self._encode_preview, task, index, total, pixels))
+
+    def _encode_preview(self, task: _Task, index: int, total: int, pixels: Pixels) -> None:
+        run = task.run
+        try:
+            data = finishing.preview(pixels, run)
+        except Exception:
+            log.exception("preview_failed", job=run.job, request=run.request_id)
+            return
+        finally:
+            self._encoding.release()
+        if not task.cancelled:
+            shown = Progress(job=run.job, attempt=run.attempt, step=task.step, total=total, preview=index)
+            self._speak(shown, [data])
+
     def _encode(self, task: _Task, pictures: list[Picture], timings: Timings) -> None:
-        run, wish = task.run, task.run.parameters
+        run = task.run
         started = time.monotonic()
         try:
-            encoded = [_bytes(picture, run) for picture in pictures]
+            encoded = [finishing.encoded(picture, run) for picture in pictures]
+            # They were begun before; nobody may hear of a picture that is to come after it has come.
+            wait(task.previews)
         except Exception:
             log.exception("encode_failed", job=run.job, request=run.request_id)
             self._fail(task, JobFailed("the picture cannot be encoded"))
             return
         finally:
             self._encoding.release()
-        facts = tuple(
-            ImageFacts(
-                seed=picture.seed, width=wish.width, height=wish.height, format=wish.output_format, bytes=len(data)
-            )
-            for picture, data in zip(pictures, encoded, strict=True)
-        )
+        facts = tuple(finishing.facts(picture, run, data) for picture, data in zip(pictures, encoded, strict=True))
         timings = timings.model_copy(update={"encode_ms": (time.monotonic() - started) * 1000})
-        self._speak(Done(job=run.job, attempt=run.attempt, images=facts, timings=timings), encoded)
+        done = Done(job=run.job, attempt=run.attempt, images=facts, timings=timings, tokens=finishing.tokens(pictures))
+        self._speak(done, encoded)
 
     def _fail(self, task: _Task, error: ReplicastError) -> None:
         self._speak(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)), ())
 
 
-def _bytes(picture: Picture, run: Run) -> bytes:
-    if picture.encoded is not None:
-        return picture.encoded
-    assert picture.pixels is not None
-    wish = run.parameters
-    parameters = _parameters(run, picture.seed) if wish.write_parameters else None
-    return images.encode(picture.pixels, wish.output_format, wish.output_compression, parameters)
-
-
-def _parameters(run: Run, seed: int) -> str:
-    """What a picture was made from, as JSON: nothing in it depends on the replica, so that equal seeds stay equal."""
-    wish = run.parameters
-    facts = {
-        "model": run.model,
-        "prompt": wish.prompt,
-        "negative_prompt": wish.negative_prompt,
-        "seed": seed,
-        "size": f"{wish.width}x{wish.height}",
-        "steps": wish.steps,
-        "guidance": wish.guidance,
-    }
-    return json.dumps(facts, ensure_ascii=False)
+def _problem(task: _Task) -> ReplicastError:
+    """Why the pictures of `task` cannot be read."""
+    assert task.inputs is not None
+    error = task.inputs.exception()
+    if isinstance(error, ReplicastError):
+        return error
+    log.error("decode_failed", job=task.run.job, request=task.run.request_id, exc_info=error)
+    return JobFailed("the pictures to work from cannot be read")

@@ -1,6 +1,6 @@
 """Pixels to bytes and back. The only file that imports Pillow or isal.
 
-Pixels are uint8 arrays of (height, width, 3) or (height, width, 4), everywhere in a worker.
+Pixels are uint8 arrays of (height, width, 3) or (height, width, 4), everywhere in a worker; a mask has no third axis.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared.messages import ImageFormat
+from shared.cards import ImageFormat, Size
+from shared.formats import image_header
 
 try:
     from isal.isal_zlib import compress as deflate
@@ -23,6 +24,7 @@ except ImportError:
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
     Pixels = NDArray[np.uint8]
 
@@ -32,6 +34,11 @@ _FILTER_UP = 2
 # Pillow advises against JPEG qualities over 95: the file grows and the picture does not get better.
 _BEST_JPEG_QUALITY = 95
 _FULL_CHROMA_FROM = 90
+# A quarter of a gigabyte of pixels; the gateway's own limit is lower, and a setting.
+MAX_PIXELS = 1 << 26
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 100
+_SMOOTH = 3  # Pillow's Resampling.BICUBIC
 
 
 def encode(pixels: Pixels, form: ImageFormat, compression: int = 100, parameters: str | None = None) -> bytes:
@@ -50,6 +57,104 @@ def decode(data: bytes) -> Pixels:
 
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image, dtype=np.uint8)
+
+
+def decode_strange(data: bytes | memoryview) -> Pixels:
+    """The RGB or RGBA pixels of a picture from anywhere, turned as its Exif orientation says.
+
+    Grey, palette, CMYK and 16-bit pictures are converted. Raises ValueError, in words for whoever sent it, if it is no
+    whole PNG, JPEG or WebP, moves, or is larger than MAX_PIXELS; its header alone decides that before any decoding.
+    """
+    from PIL import Image
+
+    header = image_header(data)
+    if header is None:
+        raise ValueError("it is no PNG, JPEG or WebP image, or its header is damaged")
+    if header.animated:
+        raise ValueError("it is an animation; send a single frame")
+    if header.width * header.height > MAX_PIXELS:
+        raise ValueError(f"it has more than {MAX_PIXELS} pixels")
+    whole = bytes(data)
+    if header.format == "jpeg" and whole.count(_START_OF_SCAN) > _MAX_SCANS:
+        # Each scan of a progressive JPEG goes over every pixel again.
+        raise ValueError("it has too many scans")
+    try:
+        # Pillow would guess among dozens of formats, and what it says of a broken file names addresses.
+        with Image.open(io.BytesIO(whole), formats=(header.format.upper(),)) as image:
+            if image.size != (header.width, header.height):
+                raise ValueError("its header contradicts itself")
+            pixels = _colours(image)
+    except Exception as error:
+        raise ValueError("it is damaged or cut short") from error
+    turn = _TURNS[header.orientation]
+    return np.ascontiguousarray(turn(pixels))
+
+
+def _colours(image: Image.Image) -> Pixels:
+    """Any mode of Pillow's to RGB, or RGBA where something is transparent."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 255 where they have to be scaled.
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if clear else "RGB"))
+
+
+# What undoes each Exif orientation: Exif 2.32, section 4.6.4, tag 274.
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+
+def pillow(pixels: Pixels) -> Image.Image:
+    """The picture or mask as pipelines take it."""
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
+def on_white(pixels: Pixels) -> Pixels:
+    """RGB: what is transparent shows white."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    mixed = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def resize(pixels: Pixels, size: Size) -> Pixels:
+    """The picture or mask at this size: by area where it shrinks, smoothly where it grows."""
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    if (width, height) == (size.width, size.height):
+        return pixels
+    shrinks = size.width <= width and size.height <= height
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((size.width, size.height), Image.Resampling.BOX if shrinks else _SMOOTH))
+
+
+def cover(pixels: Pixels, size: Size) -> Pixels:
+    """The middle of the picture in the shape of `size`, at that size."""
+    height, width = pixels.shape[:2]
+    scale = min(width / size.width, height / size.height)
+    kept_width, kept_height = max(1, round(size.width * scale)), max(1, round(size.height * scale))
+    left, top = (width - kept_width) // 2, (height - kept_height) // 2
+    return resize(np.ascontiguousarray(pixels[top : top + kept_height, left : left + kept_width]), size)
+
+
+def laid_over(ground: Pixels, picture: Pixels, mask: Pixels) -> Pixels:
+    """`picture` where the mask is 255, exactly `ground` where it is 0, a mixture between; all of one size, RGB."""
+    weight = mask[:, :, None].astype(np.uint16)
+    mixed = picture * weight + ground * (255 - weight)
+    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def enlarge(pixels: Pixels, factor: int) -> Pixels:

@@ -18,6 +18,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.BadInput: 400,
     errors.BadJson: 400,
     errors.UnknownParameter: 400,
+    errors.BadImage: 400,
     errors.UnsupportedSize: 400,
     errors.UnsupportedOperation: 400,
     errors.UnknownModel: 404,
@@ -50,8 +51,6 @@ log = logs.get("http")
 def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Response:
     """The response for an error, all four keys in it."""
     status = STATUS[type(error)]
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
     headers = dict(headers or {})
     if error.retry_after_seconds is not None:
         # Spread, so that a crowd that was refused together does not come back together.
@@ -59,7 +58,14 @@ def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Resp
     if status in (507, 502, 500):
         # Trying again at once would only repeat it: a client's automatic retry is told not to.
         headers["x-should-retry"] = "false"
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    return Response(body(error), status, headers, media_type="application/json")
+
+
+def body(error: ReplicastError) -> bytes:
+    """OpenAI's error object, for an answer or, once that has begun, for an event in it."""
+    status = STATUS[type(error)]
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return orjson.dumps({"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}})
 
 
 def install(app: FastAPI) -> None:

@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gateway.api.schema import failures
 from gateway.api.state import State
 from gateway.health import readiness
 from gateway.metrics import CONTENT_TYPE
@@ -13,15 +14,15 @@ from gateway.metrics import CONTENT_TYPE
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez")
-@router.get("/healthz")
-@router.get("/health")
+@router.get("/livez", responses=failures())
+@router.get("/healthz", responses=failures())
+@router.get("/health", responses=failures())
 async def live() -> Response:
     """The loop answers."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=failures() | {503: {"description": "Nothing can be served, and why"}})
 async def ready(request: Request) -> Response:
     """200 while a replica in step can serve something; else 503. The reasons, by model and worker, either way."""
     state: State = request.app.state.replicast
@@ -30,7 +31,7 @@ async def ready(request: Request) -> Response:
     return Response(orjson.dumps(story), 200 if is_ready else 503, headers, media_type="application/json")
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=failures())
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     state: State = request.app.state.replicast

@@ -8,15 +8,16 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.api.generations import MAX_IMAGES, MAX_SEED
+from gateway.api.schema import failures
 from gateway.api.state import State
+from gateway.api.wishes import MAX_IMAGES, MAX_SEED
 from gateway.health import ready_replicas
-from shared.messages import ModelCard
+from shared.cards import ModelCard
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=failures())
 async def list_models(request: Request) -> Response:
     """The models that can serve now; with `?all=true` every one that is configured."""
     state: State = request.app.state.replicast
@@ -30,7 +31,7 @@ async def list_models(request: Request) -> Response:
 
 
 # An id may contain slashes, raw or as %2F.
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", responses=failures(404))
 async def get_model(request: Request, model: str) -> Response:
     """One configured model, ready or not."""
     state: State = request.app.state.replicast

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from gateway.metrics import Metrics
 from gateway.serving import Serving
 from gateway.settings import Settings
+from shared.cards import ModelCard
 from shared.errors import NotReady, UnknownModel
-from shared.messages import ModelCard, WantedModel
+from shared.messages import WantedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,16 @@ class State:
     def default_model(self) -> str:
         """The model of a request that names none: the first that was configured."""
         return self.serving.pool.wanted.models[0].id
+
+    def resolve(self, name: str | None) -> str:
+        """The configured model that a request means by this name, which may be an alias. Raises UnknownModel."""
+        if name is None:
+            return self.default_model
+        if not any(model.id == name for model in self.serving.pool.wanted.models):
+            for pattern, model in self.settings.aliases():
+                if fnmatchcase(name, pattern):
+                    return model or self.default_model
+        return self.wanted(name).id
 
     def wanted(self, model: str) -> WantedModel:
         """The configured model of this id. Raises UnknownModel."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shared.cards import Task
 from shared.errors import ReplicastError, UnknownModel
-from shared.formats import image_type
-from shared.messages import Done, ImageFacts, Parameters, Run, Task, Timings, WantedModel
+from shared.formats import image_header
+from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
 
 
@@ -41,11 +42,14 @@ class Result:
     worker: str
     attempts: int
     queue_ms: float = 0.0
+    tokens: Tokens = Tokens()  # noqa: RUF009
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One unit of dispatch. Times are the gateway's monotonic seconds, handed in by whoever holds the clock.
+    """One unit of dispatch: a picture, from the encoded `inputs`, with so many `previews`.
+
+    Times are the gateway's monotonic seconds, handed in by whoever holds the clock.
 
     `attempt` numbers the dispatches, and fences results; `crashes` counts the workers that died with this job started,
     which is what `max_attempts` bounds: work that had not started is handed out again at no cost.
@@ -59,6 +63,9 @@ class Job:
     deadline: float
     submitted: float
     request_id: str = ""
+    inputs: tuple[Buffer, ...] = ()
+    previews: int = 0
+    priority: int = 0
     state: JobState = JobState.QUEUED
     attempt: int = 0
     crashes: int = 0
@@ -78,16 +85,32 @@ class Job:
             epoch=model.epoch,
             digest=model.digest,
             request_id=self.request_id,
+            previews=self.previews,
         )
 
     def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
-        """Whether a result is what was asked for, by count, first bytes and declared sizes: nothing is decoded."""
-        form, size = self.parameters.output_format, (self.parameters.width, self.parameters.height)
+        """Whether a result is what was asked for, by count and by what its pictures say of themselves, undecoded."""
         return len(images) == len(done.images) == len(self.seeds) and all(
-            image_type(data) == facts.format == form
+            self._is_as_asked(data)
             and len(data) == facts.bytes
-            and (facts.width, facts.height, facts.seed) == (*size, seed)
+            and (facts.width, facts.height) == (self.parameters.width, self.parameters.height)
+            and (facts.format, facts.seed) == (self.parameters.output_format, seed)
             for data, facts, seed in zip(images, done.images, self.seeds, strict=True)
+        )
+
+    def shows(self, progress: Progress, images: Sequence[Buffer]) -> bool:
+        """Whether a sign of progress brings no preview, or one that was asked for."""
+        if progress.preview is None:
+            return not images
+        due = 0 <= progress.preview < self.previews * len(self.seeds)
+        return due and len(images) == 1 and self._is_as_asked(images[0])
+
+    def _is_as_asked(self, image: Buffer) -> bool:
+        header, asked = image_header(image), self.parameters
+        return header is not None and (header.format, header.width, header.height) == (
+            asked.output_format,
+            asked.width,
+            asked.height,
         )
 
     def move(self, state: JobState) -> None:

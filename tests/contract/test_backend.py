@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.messages import Device, ModelCard, Parameters, Run, Size, WantedModel
+from shared.cards import ModelCard, Size
+from shared.messages import Device, Parameters, Run, WantedModel
 from tests import tiny
 from worker import backends
-from worker.backends import Backend, Picture
+from worker.backends import Backend, Inputs, Picture
 
 CPU = Device(kind="cpu", names=("cpu",), threads=1)
 STEPS = 3
@@ -62,12 +63,16 @@ def silent(step: int, total: int) -> None:
     pass
 
 
+def unseen(preview: int, pixels: object) -> None:
+    pass
+
+
 def pixels(pictures: list[Picture]) -> list[bytes]:
     return [picture.pixels.tobytes() for picture in pictures if picture.pixels is not None]
 
 
 def test_a_picture_has_the_size_that_was_asked_for(backend: Backend) -> None:
-    (picture,) = backend.generate(run(1), (), silent)
+    (picture,) = backend.generate(run(1), Inputs(), silent, unseen)
     assert picture.seed == 1
     assert picture.pixels is not None
     assert picture.pixels.shape == (64, 80, 3)
@@ -75,14 +80,16 @@ def test_a_picture_has_the_size_that_was_asked_for(backend: Backend) -> None:
 
 
 def test_equal_requests_give_equal_pixels(backend: Backend) -> None:
-    assert pixels(backend.generate(run(7), (), silent)) == pixels(backend.generate(run(7), (), silent))
+    assert pixels(backend.generate(run(7), Inputs(), silent, unseen)) == pixels(
+        backend.generate(run(7), Inputs(), silent, unseen)
+    )
 
 
 def test_a_seed_gives_the_same_picture_in_any_place_and_company(backend: Backend) -> None:
-    pictures = backend.generate(run(5, 3), (), silent)
+    pictures = backend.generate(run(5, 3), Inputs(), silent, unseen)
     assert [picture.seed for picture in pictures] == [5, 3]
-    assert pixels(backend.generate(run(3, 5), (), silent)) == pixels(pictures)[::-1]
-    assert pixels(backend.generate(run(3), (), silent)) == pixels(pictures)[1:]
+    assert pixels(backend.generate(run(3, 5), Inputs(), silent, unseen)) == pixels(pictures)[::-1]
+    assert pixels(backend.generate(run(3), Inputs(), silent, unseen)) == pixels(pictures)[1:]
 
 
 @pytest.mark.parametrize(
@@ -91,16 +98,18 @@ def test_a_seed_gives_the_same_picture_in_any_place_and_company(backend: Backend
     ids=["seed", "prompt", "negative", "steps"],
 )
 def test_another_request_gives_another_picture(backend: Backend, other: Run) -> None:
-    assert pixels(backend.generate(run(1), (), silent)) != pixels(backend.generate(other, (), silent))
+    assert pixels(backend.generate(run(1), Inputs(), silent, unseen)) != pixels(
+        backend.generate(other, Inputs(), silent, unseen)
+    )
 
 
 def test_the_greatest_seed_can_be_drawn(backend: Backend) -> None:
-    assert len(backend.generate(run(2**63 - 1), (), silent)) == 1
+    assert len(backend.generate(run(2**63 - 1), Inputs(), silent, unseen)) == 1
 
 
 def test_every_step_is_told_once_and_in_order(backend: Backend) -> None:
     told: list[tuple[int, int]] = []
-    backend.generate(run(1, 2), (), lambda step, total: told.append((step, total)))
+    backend.generate(run(1, 2), Inputs(), lambda step, total: told.append((step, total)), unseen)
     assert told == [(step, 2 * STEPS) for step in range(1, 2 * STEPS + 1)]
 
 
@@ -111,10 +120,12 @@ def test_a_stop_passes_through_and_leaves_no_trace(backend: Backend, make: Calla
             raise Nobody
 
     with pytest.raises(Nobody):
-        backend.generate(run(1, 2), (), stop)
+        backend.generate(run(1, 2), Inputs(), stop, unseen)
     fresh = make()
     fresh.load()
-    assert pixels(backend.generate(run(1), (), silent)) == pixels(fresh.generate(run(1), (), silent))
+    assert pixels(backend.generate(run(1), Inputs(), silent, unseen)) == pixels(
+        fresh.generate(run(1), Inputs(), silent, unseen)
+    )
     fresh.unload()
 
 
@@ -123,7 +134,9 @@ def test_the_card_holds_its_own_defaults(card: ModelCard) -> None:
     assert not card.sizes.fits(Size(width=3, height=3))
     assert 1 <= card.steps <= card.max_steps
     assert 0 <= card.guidance <= card.max_guidance
-    assert card.tasks == ("generate",)
+    assert card.tasks == ("generate", "edit", "inpaint", "variation")
+    assert card.max_images >= card.max_masked_images >= 1
+    assert 0 < card.strength <= 1
     assert card.family
     assert card.revision
 

@@ -20,7 +20,7 @@ from gateway import app, settings
 from gateway.api.state import State
 from gateway.home import Home
 from gateway.launchers import Slot
-from shared.messages import ModelCard, Size, SizeRule
+from shared.cards import ModelCard, Size, SizeRule
 from tests.http.scripted import Script
 
 SMALL, LARGE = Size(width=256, height=256), Size(width=512, height=512)
@@ -28,7 +28,10 @@ CARDS = {
     "first": ModelCard(
         family="free",
         revision="1",
-        tasks=("generate",),
+        tasks=("generate", "edit", "inpaint", "variation"),
+        max_images=3,
+        max_masked_images=2,
+        scheduler="euler",
         sizes=SizeRule(default=SMALL, max_side=1024, max_pixels=1024 * 1024),
         steps=4,
         max_steps=500,

@@ -12,6 +12,7 @@ import zmq.asyncio
 
 from gateway.launchers import Handle, Slot
 from shared import wire
+from shared.cards import ModelCard
 from shared.messages import (
     PROTOCOL,
     Ack,
@@ -22,9 +23,7 @@ from shared.messages import (
     Failed,
     Hello,
     ImageFacts,
-    ImageFormat,
     Message,
-    ModelCard,
     Outcome,
     Ping,
     Pong,
@@ -36,12 +35,7 @@ from shared.messages import (
     Wanted,
     Welcome,
 )
-
-_PICTURES: dict[ImageFormat, bytes] = {
-    "png": b"\x89PNG\r\n\x1a\n" + b"p" * 99,
-    "jpeg": b"\xff\xd8\xff" + b"j" * 99,
-    "webp": b"RIFF\x63\0\0\0WEBP" + b"w" * 99,
-}
+from tests.pictures import hollow
 
 
 @dataclass
@@ -54,6 +48,8 @@ class Script:
     # Cleared, every run waits.
     go: asyncio.Event = field(default_factory=asyncio.Event)
     runs: list[Run] = field(default_factory=list)
+    # The pictures to work from, by job.
+    given: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     # Attempts, as (job, attempt): another attempt at the same job is none of them.
     cancelled: list[tuple[str, int]] = field(default_factory=list)
 
@@ -116,7 +112,7 @@ class Scripted:
                 await self._say(self._hello)
                 while True:
                     await self._socket.poll()
-                    self._take(wire.unpack(await self._socket.recv_multipart()).message)
+                    self._take(wire.unpack(await self._socket.recv_multipart()))
                     await asyncio.sleep(0)
             finally:
                 for run in self._runs:
@@ -128,8 +124,8 @@ class Scripted:
         stamp = wire.Stamp(0, self._hello.incarnation, self._session, self._seq)
         await self._socket.send_multipart(wire.pack(message, stamp, attachments))
 
-    def _take(self, message: Message) -> None:
-        match message:
+    def _take(self, packet: wire.Packet) -> None:
+        match message := packet.message:
             case Welcome():
                 self._session = message.session
                 self._answer(self._hold(message.wanted))
@@ -139,6 +135,7 @@ class Scripted:
                 self._answer(self._say(Pong(count=message.count, steps=0, memory_bytes=0)))
             case Run():
                 self._script.runs.append(message)
+                self._script.given[message.job] = tuple(bytes(data) for data in packet.attachments)
                 self._answer(self._draw(message))
             case Cancel():
                 self._script.cancelled.append((message.job, message.attempt))
@@ -168,10 +165,14 @@ class Scripted:
             problem: Problem | None = Problem(code="cancelled", message="cancelled")
         else:
             problem = self._script.problems.get(run.parameters.prompt)
+        wish = run.parameters
+        picture = hollow(wish.output_format, wish.width, wish.height, b"." * 99)
+        for preview in range(run.previews):
+            progress = Progress(job=run.job, attempt=run.attempt, step=preview + 1, total=wish.steps, preview=preview)
+            await self._say(progress, picture)
         if problem:
             await self._say(Failed(job=run.job, attempt=run.attempt, problem=problem))
             return
-        wish, picture = run.parameters, _PICTURES[run.parameters.output_format]
         facts = tuple(
             ImageFacts(seed=seed, width=wish.width, height=wish.height, format=wish.output_format, bytes=len(picture))
             for seed in run.seeds

@@ -206,13 +206,13 @@ async def test_the_last_of_two_equal_keys_counts_and_is_checked(gateway: Gateway
     ("body", "code", "param"),
     [
         (prompt(response_format="url"), "unsupported_operation", "response_format"),
-        (prompt(stream=True), "unsupported_operation", "stream"),
-        (prompt(partial_images=1), "unsupported_operation", "partial_images"),
+        (prompt(stream=True, response_format="url"), "unsupported_operation", "stream"),
+        (prompt(partial_images=1), "invalid_value", "partial_images"),
         (prompt(background="transparent"), "unsupported_operation", "background"),
         (prompt(model="org/second", negative_prompt="dogs"), "unsupported_operation", "negative_prompt"),
         (prompt(loras=[{"name": "ink"}]), "unsupported_operation", "loras"),
         (prompt(image="data:image/png;base64,", strength=0.5), "unsupported_operation", "image"),
-        (prompt(scheduler="euler"), "unsupported_operation", "scheduler"),
+        (prompt(scheduler="ddim"), "unsupported_operation", "scheduler"),
         (prompt(strict=True, colour="red"), "unknown_parameter", "colour"),
         (prompt(size="500x500"), "unsupported_size", "size"),
         (prompt(size="2048x2048"), "unsupported_size", "size"),
@@ -263,7 +263,7 @@ async def test_a_model_that_no_worker_holds_is_not_ready(gateway: Gateway) -> No
         "/V1/models",
         "/%00",
         "/docs/../x",
-        "/v1/images/edits",
+        "/v1/images/edit",
     ],
 )
 async def test_an_unknown_path_is_not_found(gateway: Gateway, path: str) -> None:

@@ -55,7 +55,7 @@ async def test_a_prompt_alone_is_drawn_as_the_first_model_likes_it(gateway: Gate
     assert run.parameters == Parameters(
         prompt="a cat", width=256, height=256, steps=4, guidance=3.5, write_parameters=True
     )
-    assert body.keys() == {"created", "background", "data", "output_format", "size"}
+    assert body.keys() == {"created", "background", "data", "output_format", "size", "usage"}
     assert isinstance(body["created"], int)
     assert (body["background"], body["output_format"], body["size"]) == ("opaque", "png", "256x256")
     [row] = body["data"]

@@ -35,6 +35,8 @@ ROUTES = {
     "/v1/models/org/second": {"GET": 200},
     "/v1/models/third": {"GET": 200},
     "/v1/images/generations": {"POST": 400},
+    "/v1/images/edits": {"POST": 400},
+    "/v1/images/variations": {"POST": 400},
 }
 # Ids that clients write in several ways.
 SPELLINGS = ["org/second", "org%2Fsecond", "org%2fsecond"]

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.cards import Size
 from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, UnsupportedSize
-from shared.messages import Device, Option, Parameters, Run, Size, WantedModel
+from shared.messages import Device, Option, Parameters, Run, WantedModel
 from tests import tiny
 from worker import backends
+from worker.backends import Inputs
 from worker.device import DeviceLost
 
 pytestmark = pytest.mark.model
@@ -46,6 +48,10 @@ def silent(step: int, total: int) -> None:
     pass
 
 
+def unseen(preview: int, pixels: object) -> None:
+    pass
+
+
 def test_the_manifest_goes_before_the_family(folder: Path) -> None:
     card = backend(folder).load()
     assert (card.steps, card.guidance) == (2, 1.5)
@@ -57,13 +63,13 @@ def test_the_manifest_goes_before_the_family(folder: Path) -> None:
 
 
 def test_a_multiple_of_the_native_size_is_that_picture_enlarged(loaded: Any) -> None:
-    small, large = (loaded.generate(run(side), (), silent)[0].pixels for side in (64, 192))
+    small, large = (loaded.generate(run(side), Inputs(), silent, unseen)[0].pixels for side in (64, 192))
     assert np.array_equal(large, small.repeat(3, 0).repeat(3, 1))
 
 
 def test_no_other_size_is_made(loaded: Any) -> None:
-    with pytest.raises(UnsupportedSize, match="m does not make 128x128"):
-        loaded.generate(run(128), (), silent)
+    with pytest.raises(UnsupportedSize, match="tiny does not make 128x128"):
+        loaded.generate(run(128), Inputs(), silent, unseen)
 
 
 def test_options_are_refused(folder: Path) -> None:
@@ -79,7 +85,7 @@ def test_a_worker_for_the_stub_runs_no_pipeline(folder: Path) -> None:
 def test_a_picture_that_is_not_finite_is_no_picture(loaded: Any) -> None:
     next(loaded._pipeline.vae.decoder.parameters()).data.fill_(float("nan"))
     with pytest.raises(InvalidOutput, match="NaN"):
-        loaded.generate(run(), (), silent)
+        loaded.generate(run(), Inputs(), silent, unseen)
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
@@ -95,11 +101,11 @@ def test_out_of_memory_leaves_no_tensor_behind(loaded: Any, words: str) -> None:
 
     hook = loaded._pipeline.transformer.register_forward_pre_hook(fail)
     with pytest.raises(OutOfMemory) as caught:
-        loaded.generate(run(), (), silent)
+        loaded.generate(run(), Inputs(), silent, unseen)
     assert caught.value.__context__ is None
     assert seen[0]() is None
     hook.remove()
-    assert len(loaded.generate(run(), (), silent)) == 1
+    assert len(loaded.generate(run(), Inputs(), silent, unseen)) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,4 +117,4 @@ def test_only_an_error_that_stays_loses_the_device(loaded: Any, words: str, erro
 
     loaded._pipeline.transformer.register_forward_pre_hook(fail)
     with pytest.raises(error, match=words):
-        loaded.generate(run(), (), silent)
+        loaded.generate(run(), Inputs(), silent, unseen)

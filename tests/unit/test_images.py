@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.messages import ImageFormat
+from shared.cards import ImageFormat
 from worker import images
 
 Pixels = NDArray[np.uint8]

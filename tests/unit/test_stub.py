@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.cards import ImageFormat
 from shared.errors import JobFailed, LoadFailed, OutOfMemory
-from shared.messages import Device, ImageFormat, Option, Parameters, Run, WantedModel
+from shared.messages import Device, Option, Parameters, Run, WantedModel
 from worker import images
+from worker.backends import Inputs
 from worker.backends.stub import Stub, read_back, sha256
 
 DEVICE = Device(kind="stub", names=("stub",))
@@ -38,8 +40,12 @@ def silent(step: int, total: int) -> None:
     pass
 
 
+def unseen(preview: int, pixels: object) -> None:
+    pass
+
+
 def png(made: Stub, asked: Run) -> bytes:
-    (picture,) = made.generate(asked, (), silent)
+    (picture,) = made.generate(asked, Inputs(), silent, unseen)
     assert picture.pixels is not None
     return images.encode(picture.pixels, "png")
 
@@ -80,7 +86,7 @@ def test_a_picture_that_was_changed_or_is_of_another_is_not_read() -> None:
 
 def test_the_constant_picture_is_encoded_once() -> None:
     made = stub(constant=True)
-    first, second = made.generate(run(1, 2, width=512, height=512), (), silent)
+    first, second = made.generate(run(1, 2, width=512, height=512), Inputs(), silent, unseen)
     assert first.encoded is not None
     assert first.encoded is second.encoded
     assert 350_000 < len(first.encoded) < 450_000
@@ -89,7 +95,9 @@ def test_the_constant_picture_is_encoded_once() -> None:
 
 
 def test_the_constant_picture_comes_as_pixels_when_no_png_is_asked_for() -> None:
-    (picture,) = stub(constant=True).generate(run(1, width=512, height=512, output_format="webp"), (), silent)
+    (picture,) = stub(constant=True).generate(
+        run(1, width=512, height=512, output_format="webp"), Inputs(), silent, unseen
+    )
     assert picture.encoded is None
     assert picture.pixels is not None
 
@@ -119,7 +127,7 @@ def test_a_wrong_option_fails_the_load(options: dict[str, Option], words: str) -
 def test_a_step_takes_its_time_and_stays_cancellable() -> None:
     told: list[int] = []
     began = time.monotonic()
-    stub(step_seconds=0.12).generate(run(1, steps=2), (), lambda step, total: told.append(step))
+    stub(step_seconds=0.12).generate(run(1, steps=2), Inputs(), lambda step, total: told.append(step), unseen)
     assert 0.24 <= time.monotonic() - began < 2
     assert told == sorted(told)
     assert sorted(set(told)) == [0, 1, 2]
@@ -136,7 +144,7 @@ def test_a_gate_holds_each_step_until_it_opens(tmp_path: Path) -> None:
     told: list[int] = []
     opener = threading.Timer(0.2, gate.touch)
     opener.start()
-    stub(gate=str(gate)).generate(run(1), (), lambda step, total: told.append(step))
+    stub(gate=str(gate)).generate(run(1), Inputs(), lambda step, total: told.append(step), unseen)
     opener.join()
     assert told[0] == 0
     assert [step for step in told if step] == [1, 2, 3, 4]
@@ -150,7 +158,7 @@ def test_a_run_before_a_gate_can_be_stopped(tmp_path: Path) -> None:
         raise Nobody
 
     with pytest.raises(Nobody):
-        stub(gate=str(tmp_path / "never")).generate(run(1), (), stop)
+        stub(gate=str(tmp_path / "never")).generate(run(1), Inputs(), stop, unseen)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +167,15 @@ def test_a_run_before_a_gate_can_be_stopped(tmp_path: Path) -> None:
 def test_a_fault_comes_at_its_step_and_not_before(option: str, error: type[Exception]) -> None:
     told: list[int] = []
     with pytest.raises(error, match="at step 3"):
-        stub(**{option: 3}).generate(run(1), (), lambda step, total: told.append(step))
+        stub(**{option: 3}).generate(run(1), Inputs(), lambda step, total: told.append(step), unseen)
     assert told == [1, 2]
 
 
 def test_a_hung_step_gives_no_sign_of_life() -> None:
     told: list[int] = []
     made = stub(hang_at_step=2)
-    hung = threading.Thread(target=made.generate, args=(run(1), (), lambda step, total: told.append(step)), daemon=True)
+    given = (run(1), Inputs(), lambda step, total: told.append(step), unseen)
+    hung = threading.Thread(target=made.generate, args=given, daemon=True)
     hung.start()
     hung.join(0.3)
     assert hung.is_alive()
@@ -175,9 +184,10 @@ def test_a_hung_step_gives_no_sign_of_life() -> None:
 
 EXITS = """
 import sys
-from tests.unit.test_stub import run, silent, stub
+from tests.unit.test_stub import run, stub, unseen
+from worker.backends import Inputs
 made = stub(**{option})
-made.generate(run(1, prompt="has poison in it"), (), lambda step, total: print(step, flush=True))
+made.generate(run(1, prompt="has poison in it"), Inputs(), lambda step, total: print(step, flush=True), unseen)
 """
 
 

@@ -9,17 +9,19 @@ from gateway.actions import Action, Finish, Kill, Note, Send
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.limits import Limits
 from gateway.pool import Pool
+from shared import cards
 from shared import messages as m
 from shared.sources import wanted
 from shared.wire import Packet, Stamp
+from tests.pictures import hollow
 
-PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
+PNG = hollow("png", 64, 64)
 MODEL = wanted("stub")
-CARD = m.ModelCard(
+CARD = cards.ModelCard(
     family="stub",
     revision="1",
     tasks=("generate",),
-    sizes=m.SizeRule(default=m.Size(width=64, height=64)),
+    sizes=cards.SizeRule(default=cards.Size(width=64, height=64)),
     steps=4,
     max_steps=100,
     guidance=1.0,

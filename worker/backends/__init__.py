@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from shared.messages import Device, ModelCard, Run, WantedModel
+from shared.cards import ModelCard
+from shared.messages import Device, Run, Tokens, WantedModel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
+
+
+NO_TOKENS = Tokens()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The pictures to work from, RGB, in their order; for an inpainting the mask of the first, 255 where to paint."""
+
+    images: tuple[Pixels, ...] = ()
+    mask: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +35,21 @@ class Picture:
     seed: int
     pixels: Pixels | None = None
     encoded: bytes | None = None
+    tokens: Tokens = NO_TOKENS
 
 
 # Called by a backend after each denoising step with (steps done, steps in all). It raises `worker.engine.Stopped` when
 # nobody waits for the picture any more; a backend lets that pass through and leaves its pipeline fit for the next run.
 OnStep = Callable[[int, int], None]
+
+# Called with the number of a preview, counted from 0, and its pixels, RGB, of any size. Never raises, never waits.
+OnPreview = Callable[[int, "Pixels"], None]
+
+
+def preview_steps(steps: int, previews: int) -> dict[int, int]:
+    """After which of `steps` which preview is due: evenly spaced, none after the last, fewer where steps are few."""
+    due = (round(steps * (index + 1) / (previews + 1)) for index in range(previews))
+    return {step: index for index, step in enumerate(sorted(set(due) & set(range(1, steps))))}
 
 
 class Backend(Protocol):
@@ -37,8 +59,11 @@ class Backend(Protocol):
         """Bring the model onto the device. Raises LoadFailed, or OutOfMemory."""
         ...
 
-    def generate(self, run: Run, inputs: Sequence[bytes | memoryview], on_step: OnStep) -> list[Picture]:
-        """One picture per seed of `run`, in their order. Raises a ReplicastError; anything else is a bug."""
+    def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
+        """One picture per seed of `run`, in their order. Raises a ReplicastError; anything else is a bug.
+
+        Previews are numbered through: those of the second seed follow those of the first.
+        """
         ...
 
     def memory_bytes(self) -> int:

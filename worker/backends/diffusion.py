@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers
 import torch
 import transformers
 
-from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, ReplicastError, UnsupportedSize
-from shared.messages import Device, ModelCard, Parameters, Run, Size, SizeRule, WantedModel
+from shared.cards import ModelCard
+from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, ReplicastError
+from shared.messages import Device, Run, WantedModel
 from worker import device as devices
-from worker import images, models
-from worker.backends import OnStep, Picture
+from worker import models
+from worker.backends import Inputs, OnPreview, OnStep, Picture, preview_steps
+from worker.backends.calls import Call, Caller
 from worker.backends.families import Family, family_of
+from worker.backends.previews import UNPACK, Map, Watched
 from worker.embedded import Manifest
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 T = TypeVar("T")
-_CUSTOMARY_SIDE = 512
 
 
 class Diffusion:
@@ -35,17 +37,19 @@ class Diffusion:
         self._model = model
         self._device = device
         self._pipeline: Any = None
+        self._inpainting: Any = None
+        self._preview: Map | None = None
         self._family: Family
-        self._manifest: Manifest | None = None
+        self._caller: Caller
 
     def load(self) -> ModelCard:
         if self._model.options:
             raise LoadFailed(f"{self._model.id}: a pipeline takes no options, found {', '.join(self._model.options)}")
         folder = models.locate(self._model)
-        self._manifest = models.read_manifest(folder)
-        self._family = family_of(folder)
+        said = models.read_manifest(folder)
+        family = self._family = family_of(folder)
         target = devices.torch_device(self._device)
-        dtype = devices.torch_dtype(self._device, self._manifest.cpu_dtype if self._manifest else "float32")
+        dtype = devices.torch_dtype(self._device, said.cpu_dtype if said else "float32")
         devices.set_threads(self._device)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -53,25 +57,46 @@ class Diffusion:
         def read() -> Any:
             # Over a slice of several GPUs the parts of the pipeline are spread by their size.
             spread = {"device_map": "balanced"} if len(self._device.names) > 1 and target != "cpu" else {}
-            pipeline = getattr(diffusers, self._family.pipeline).from_pretrained(
+            pipeline = getattr(diffusers, family.pipeline).from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True, **spread
             )
             pipeline.set_progress_bar_config(disable=True)
             return pipeline if spread else pipeline.to(target)
 
         self._pipeline = self._guarded(read)
-        return self._card(models.revision(folder))
+        if family.latents:
+            self._pipeline.scheduler = Watched.from_config(self._pipeline.scheduler.config)
+        if family.inpainting is not None:
+            self._inpainting = _sibling(self._pipeline, family.inpainting)
+        if family.latents:
+            self._preview = (said and Map.of(said)) or self._guarded(lambda: Map.fitted(self._pipeline.vae))
+        self._caller = Caller(family, said, self._pipeline)
+        return self._card(models.revision(folder), said)
 
-    def generate(self, run: Run, inputs: Sequence[bytes | memoryview], on_step: OnStep) -> list[Picture]:
-        steps = run.parameters.steps
-        total = steps * len(run.seeds)
+    def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
+        asked = run.parameters
+
+        def made() -> Call:
+            with torch.inference_mode():
+                return self._caller.call(run.task, asked, inputs)
+
+        # Once: the pictures and the negative prompt's embeddings are the same for every seed.
+        call = self._guarded(made)
+        total = call.steps * len(run.seeds)
         pictures = []
         for place, seed in enumerate(run.seeds):
 
-            def image(seed: int = seed, before: int = place * steps) -> Pixels:
-                return self._image(run.parameters, seed, lambda step: on_step(before + step, total))
+            def stepped(step: int, before: int = place * call.steps) -> None:
+                on_step(before + step, total)
 
-            pictures.append(Picture(seed, pixels=self._guarded(image)))
+            def shown(index: int, pixels: Pixels, before: int = place * run.previews) -> None:
+                on_preview(before + index, pixels)
+
+            def image(seed: int = seed, stepped: Any = stepped, shown: Any = shown) -> Pixels:
+                return self._image(call, seed, stepped, shown, run.previews)
+
+            pixels = self._caller.finish(self._guarded(image), asked, inputs)
+            pictures.append(Picture(seed, pixels=pixels, tokens=call.tokens))
         return pictures
 
     def memory_bytes(self) -> int:
@@ -81,27 +106,43 @@ class Diffusion:
         return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
     def unload(self) -> None:
-        self._pipeline = None
+        self._pipeline = self._inpainting = self._preview = None
+        # It holds the pipeline too.
+        self.__dict__.pop("_caller", None)
         gc.collect()
         devices.free_memory(self._device)
 
-    def _card(self, revision: str) -> ModelCard:
-        family, said = self._family, self._manifest
+    def _card(self, revision: str, said: Manifest | None) -> ModelCard:
+        family = self._family
+        paints = family.inpainting is not None
         return ModelCard(
             family=family.name,
             revision=revision,
-            tasks=("generate",),
-            sizes=_enlarged_sizes(said) if said else family.sizes,
+            tasks=(
+                "generate",
+                *(("edit",) if family.max_images else ()),
+                *(("inpaint", "variation") if paints else ()),
+            ),
+            sizes=self._caller.sizes,
             steps=said.defaults.steps if said else family.steps,
             max_steps=family.max_steps,
             guidance=said.defaults.guidance if said else family.guidance,
             max_guidance=family.max_guidance,
             negative_prompt=family.negative_prompt != "none",
+            # A small model was taught with one picture to look at.
+            max_images=1 if said else family.max_images,
+            max_masked_images=1 if said else family.max_masked_images,
+            strength=family.strength,
+            scheduler=family.scheduler,
             vocabulary=_words(said) if said else (),
         )
 
-    def _image(self, asked: Parameters, seed: int, on_step: Callable[[int], None]) -> Pixels:
-        """The finished pixels of one seed. What `on_step` raises passes through."""
+    def _image(
+        self, call: Call, seed: int, on_step: Callable[[int], None], on_preview: OnPreview, previews: int
+    ) -> Pixels:
+        """The finished pixels of one seed, as drawn. What `on_step` raises passes through."""
+        used = self._inpainting if call.inpainting else self._pipeline
+        due = preview_steps(call.steps, previews) if self._preview else {}
 
         def after_step(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -110,15 +151,18 @@ class Diffusion:
                 # The pipeline would do this at its own end, which it does not reach now.
                 pipeline.maybe_free_model_hooks()
                 raise
+            if (number := due.get(index + 1)) is not None and self._preview:
+                latents = UNPACK[self._family.latents](pipeline, pipeline.scheduler.clean()[0], call.size)
+                on_preview(number, self._preview.colours(latents))
             return {}
 
-        size = self._rendered(Size(width=asked.width, height=asked.height))
         with torch.inference_mode():
-            picture = self._pipeline(
-                **self._arguments(asked, size),
+            picture = used(
+                **call.arguments,
                 # Noise drawn on the CPU is the same on every device.
                 generator=[torch.Generator("cpu").manual_seed(seed)],
                 callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=["latents"],
                 output_type="pt",
             ).images[0]
             if not picture.isfinite().all():
@@ -126,35 +170,7 @@ class Diffusion:
             # To bytes on the device: a quarter of the data crosses. In float32: bfloat16 has no steps of 1/255.
             scaled = picture.float().mul(255).round().clamp(0, 255).to(torch.uint8)
             pixels: Pixels = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
-        return images.enlarge(pixels, asked.width // size.width)
-
-    def _rendered(self, asked: Size) -> Size:
-        """The size at which a picture of size `asked` is made, before each of its pixels is repeated."""
-        if self._manifest is None:
-            return asked
-        for size, enlarged in _multiples(self._manifest):
-            if enlarged == asked:
-                return size
-        raise UnsupportedSize(f"{self._model.id} does not make {asked}", param="size")
-
-    def _arguments(self, asked: Parameters, size: Size) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "prompt": asked.prompt,
-            "width": size.width,
-            "height": size.height,
-            "num_inference_steps": asked.steps,
-            self._family.guidance_argument: asked.guidance,
-        }
-        text: dict[str, Any] = {}
-        if self._manifest:
-            text["max_sequence_length"] = self._manifest.defaults.max_sequence_length
-            text["text_encoder_out_layers"] = self._manifest.defaults.text_encoder_out_layers
-        if asked.negative_prompt and self._family.negative_prompt == "argument":
-            arguments["negative_prompt"] = asked.negative_prompt
-        elif asked.negative_prompt and self._family.negative_prompt == "embeddings":
-            embeddings, _ = self._pipeline.encode_prompt(asked.negative_prompt, **text)
-            arguments["negative_prompt_embeds"] = embeddings
-        return arguments | text
+        return pixels
 
     def _guarded(self, act: Callable[[], T]) -> T:
         """What `act` gives. Raises OutOfMemory after giving back what it held, and DeviceLost."""
@@ -174,22 +190,11 @@ class Diffusion:
         raise failure
 
 
-def _multiples(said: Manifest) -> list[tuple[Size, Size]]:
-    """Each size that the model is rendered at with each that is made of it."""
-    return [
-        (Size(width=width, height=height), Size(width=width * factor, height=height * factor))
-        for width, height in said.sizes.native
-        for factor in said.sizes.multiples
-    ]
-
-
-def _enlarged_sizes(said: Manifest) -> SizeRule:
-    """What a small model offers; a request without a size gets what clients ask for by habit, not a stamp."""
-    allowed = tuple(enlarged for _, enlarged in _multiples(said))
-    native = _multiples(said)[0][0]
-    customary = (size for size in allowed if size.width <= _CUSTOMARY_SIDE)
-    default = max(customary, key=lambda size: size.width, default=native)
-    return SizeRule(default=default, allowed=allowed, native=native, enlargement="nearest")
+def _sibling(pipeline: Any, name: str) -> Any:
+    """Another pipeline of the same modules. Not by `from_pipe`: that casts them to float32, for the first one too."""
+    sibling = getattr(diffusers, name)(**pipeline.components, is_distilled=pipeline.config.is_distilled)
+    sibling.set_progress_bar_config(disable=True)
+    return sibling
 
 
 def _words(said: Manifest) -> tuple[str, ...]:

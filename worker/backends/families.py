@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from shared.cards import Size, SizeRule
 from shared.errors import LoadFailed
-from shared.messages import Size, SizeRule
 from worker import models
 
 
@@ -25,6 +25,18 @@ class Family:
     guidance_argument: str = "guidance_scale"
     # How a negative prompt is handed over: by an argument of that name, as its embeddings, or not at all.
     negative_prompt: Literal["argument", "embeddings", "none"] = "none"
+    # The pipeline that paints under a mask, or over a whole picture from noise laid on it; it shares all modules.
+    inpainting: str | None = None
+    max_images: int = 0
+    max_masked_images: int = 0
+    # A larger picture is painted over at a smaller size, as that pipeline itself would, and enlarged.
+    inpainting_pixels: int = 1024 * 1024
+    # How much of a picture an inpainting or a variation makes anew.
+    strength: float = 0.8
+    scheduler: str = "euler"
+    # How its latents lie in its loop, by UNPACK in previews.py, and how many of them make a side of a token.
+    latents: str = ""
+    patch: int = 2
     # Steps of a folder whose index says `is_distilled`: such a model needs few and takes no notice of guidance.
     distilled_steps: int | None = None
 
@@ -40,6 +52,11 @@ _RECORDS = (
         guidance=4.0,
         max_guidance=20.0,
         negative_prompt="embeddings",
+        inpainting="Flux2KleinInpaintPipeline",
+        max_images=4,
+        # The one that is painted in, and one to look at.
+        max_masked_images=2,
+        latents="flux2",
         distilled_steps=4,
     ),
 )

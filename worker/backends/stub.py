@@ -1,7 +1,7 @@
 """A backend without torch whose pictures tell what they were made from, and which fails when told to.
 
 It is the door for tests, demonstrations and benchmarks. A picture is a pure function of the model, its LoRA state, the
-seed and the parameters: an emblem drawn from their hash, with the inputs themselves in its first bytes.
+seed, the parameters and the pictures given: an emblem drawn from their hash, with all of that in its first bytes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.cards import ModelCard, Size, SizeRule
 from shared.errors import JobFailed, LoadFailed, OutOfMemory
-from shared.messages import Device, ModelCard, Run, Size, SizeRule, WantedModel
+from shared.messages import Device, Run, Tokens, WantedModel
 from worker import images
-from worker.backends import OnStep, Picture
+from worker.backends import Inputs, OnPreview, OnStep, Picture, preview_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,11 @@ class Stub:
         return ModelCard(
             family="stub",
             revision="1",
-            tasks=("generate",),
+            tasks=("generate",) if options.constant else ("generate", "edit", "inpaint", "variation"),
+            max_images=0 if options.constant else 16,
+            max_masked_images=0 if options.constant else 16,
+            transparent=not options.constant,
+            scheduler="euler",
             sizes=sizes,
             steps=options.steps,
             max_steps=1000,
@@ -100,14 +104,19 @@ class Stub:
             description="Draws an emblem of the request; needs no model and no GPU.",
         )
 
-    def generate(self, run: Run, inputs: Sequence[bytes | memoryview], on_step: OnStep) -> list[Picture]:
+    def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
         pictures = []
-        total = run.parameters.steps * len(run.seeds)
+        steps = run.parameters.steps
+        total = steps * len(run.seeds)
+        due = preview_steps(steps, run.previews)
         for place, seed in enumerate(run.seeds):
-            for step in range(place * run.parameters.steps + 1, (place + 1) * run.parameters.steps + 1):
-                self._step(run, step, total, on_step)
-                on_step(step, total)
-            pictures.append(self._picture(run, seed))
+            picture = self._picture(run, inputs, seed)
+            for step in range(1, steps + 1):
+                self._step(run, place * steps + step, total, on_step)
+                on_step(place * steps + step, total)
+                if step in due and picture.pixels is not None:
+                    on_preview(place * run.previews + due[step], _unfinished(picture.pixels, step / steps))
+            pictures.append(picture)
         return pictures
 
     def memory_bytes(self) -> int:
@@ -136,16 +145,30 @@ class Stub:
         if step == options.fail_at_step:
             raise JobFailed(f"{self._model.id} was told to fail at step {step}")
 
-    def _picture(self, run: Run, seed: int) -> Picture:
-        if not self._constant:
-            return Picture(seed, pixels=_drawn(_facts(run, seed), run.parameters.width, run.parameters.height))
-        if run.parameters.output_format == "png":
-            return Picture(seed, encoded=self._constant)
-        return Picture(seed, pixels=_noise())
+    def _picture(self, run: Run, inputs: Inputs, seed: int) -> Picture:
+        asked = run.parameters
+        size = Size(width=asked.width, height=asked.height)
+        tokens = Tokens(
+            text=len(asked.prompt.split()),
+            image_in=sum(_tokens(pixels.shape[1], pixels.shape[0]) for pixels in inputs.images),
+            image_out=_tokens(size.width, size.height),
+        )
+        if self._constant and asked.output_format == "png":
+            return Picture(seed, encoded=self._constant, tokens=tokens)
+        if self._constant:
+            return Picture(seed, pixels=_noise(), tokens=tokens)
+        pixels = _drawn(_facts(run, inputs, seed), size, transparent=asked.transparent)
+        if inputs.mask is not None:
+            ground, mask = images.resize(inputs.images[0], size), images.resize(inputs.mask, size)
+            pixels = images.laid_over(ground, pixels, mask)
+        return Picture(seed, pixels=pixels, tokens=tokens)
 
 
 def read_back(png: bytes) -> dict[str, Any]:
-    """What the stub's picture in `png` was made from. Raises ValueError if it is not a whole one."""
+    """What the stub's picture in `png` was made from. Raises ValueError if it is not a whole one.
+
+    Under a mask there is nothing to read back: the first pixels may be those of the picture that was given.
+    """
     data = images.decode(png).tobytes()
     length, crc = _LENGTH_AND_CRC.unpack_from(data)
     payload = data[_LENGTH_AND_CRC.size : _LENGTH_AND_CRC.size + length]
@@ -160,9 +183,14 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def _facts(run: Run, seed: int) -> dict[str, Any]:
+def _tokens(width: int, height: int) -> int:
+    """As many as there are squares of 16 by 16."""
+    return -(-width // 16) * -(-height // 16)
+
+
+def _facts(run: Run, inputs: Inputs, seed: int) -> dict[str, Any]:
     asked = run.parameters
-    return {
+    facts = {
         "model": run.model,
         "task": run.task,
         "epoch": run.epoch,
@@ -177,19 +205,39 @@ def _facts(run: Run, seed: int) -> dict[str, Any]:
         "negative_prompt": asked.negative_prompt[:_TEXT_KEPT],
         "negative_prompt_sha256": sha256(asked.negative_prompt),
     }
+    if asked.strength is not None:
+        facts["strength"] = asked.strength
+    if inputs.images:
+        facts["images"] = [hashlib.sha256(pixels.tobytes()).hexdigest()[:8] for pixels in inputs.images]
+    return facts
 
 
-def _drawn(facts: dict[str, Any], width: int, height: int) -> Pixels:
-    """An emblem of 8 by 8 squares, the right half mirroring the left, with the facts in the first bytes."""
+def _drawn(facts: dict[str, Any], size: Size, *, transparent: bool) -> Pixels:
+    """An emblem of 8 by 8 squares, the right half mirroring the left, with the facts in the first bytes.
+
+    A transparent one has its ground clear and its squares opaque. Where a side is no multiple of 8, the last squares
+    are cut.
+    """
     payload = json.dumps(facts, separators=(",", ":")).encode()
     code = np.frombuffer(hashlib.sha256(payload).digest(), np.uint8)
     half = np.unpackbits(code[:4]).reshape(8, 4)
     squares = np.concatenate((half, half[:, ::-1]), axis=1)
     colours = np.stack((code[4:7] // 4 + 192, code[7:10] // 2))
-    pixels: Pixels = colours[squares].repeat(width // 8, axis=1).repeat(height // 8, axis=0)
+    if transparent:
+        colours = np.concatenate((colours, np.array([[0], [255]], np.uint8)), axis=1)
+    rows, columns = -(-size.height // 8), -(-size.width // 8)
+    enlarged = colours[squares].repeat(columns, axis=1).repeat(rows, axis=0)
+    pixels: Pixels = np.ascontiguousarray(enlarged[: size.height, : size.width])
     written = _LENGTH_AND_CRC.pack(len(payload), zlib.crc32(payload)) + payload
-    pixels.reshape(-1)[: len(written)] = np.frombuffer(written, np.uint8)
+    if len(written) <= pixels.size:
+        pixels.reshape(-1)[: len(written)] = np.frombuffer(written, np.uint8)
     return pixels
+
+
+def _unfinished(pixels: Pixels, share: float) -> Pixels:
+    """The picture as it may look when this share of its steps is done: an eighth of the size, paler the earlier."""
+    small = pixels[::8, ::8, :3].astype(np.float32)
+    return (128 + (small - 128) * share).astype(np.uint8)
 
 
 def _noise() -> Pixels:
