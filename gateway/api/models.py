@@ -22,28 +22,31 @@ async def list_models(request: Request) -> Response:
     """The models that can serve now; with `?all=true` every one that is configured."""
     state: State = request.app.state.replicast
     everything = request.query_params.get("all") == "true"
-    rows = [
-        _row(state, model.id)
+    shown = {
+        model.id: model.id
         for model in state.serving.pool.wanted.models
         if everything or ready_replicas(state.serving.pool, model.id)
-    ]
-    return _json({"object": "list", "data": rows})
+    }
+    # Some clients offer only names that they know: an alias that is written out is one, a pattern is none.
+    aliases = {name: model or state.default_model for name, model in state.settings.aliases() if "*" not in name}
+    shown |= {name: model for name, model in aliases.items() if model in shown and name not in shown}
+    return _json({"object": "list", "data": [_row(state, model, name) for name, model in shown.items()]})
 
 
 # An id may contain slashes, raw or as %2F.
 @router.get("/v1/models/{model:path}", responses=failures(404))
 async def get_model(request: Request, model: str) -> Response:
-    """One configured model, ready or not."""
+    """One configured model, ready or not, by its id or an alias."""
     state: State = request.app.state.replicast
-    state.wanted(model)
-    return _json(_row(state, model))
+    return _json(_row(state, state.resolve(model), model))
 
 
-def _row(state: State, model: str) -> dict[str, Any]:
+def _row(state: State, model: str, name: str) -> dict[str, Any]:
+    """The model as it is called `name`."""
     replicas = ready_replicas(state.serving.pool, model)
     card = state.find_card(model)
     row: dict[str, Any] = {
-        "id": model,
+        "id": name,
         "object": "model",
         "created": state.created,
         "owned_by": "replicast",
@@ -51,6 +54,8 @@ def _row(state: State, model: str) -> dict[str, Any]:
         "ready": replicas > 0,
         "replicas_ready": replicas,
     }
+    if name != model:
+        row["alias_of"] = model
     return row | _abilities(card) if card else row
 
 
@@ -63,16 +68,36 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
         "recommended_steps": card.steps,
         "recommended_guidance": card.guidance,
         "vocabulary": list(card.vocabulary),
-        "generation_parameters": {
-            "prompt": {"type": "string", "required": True},
-            "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "default": 1},
-            "size": _sizes(card),
-            "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-            "steps": {"type": "integer", "minimum": 1, "maximum": card.max_steps, "default": card.steps},
-            "guidance": {"type": "number", "minimum": 0, "maximum": card.max_guidance, "default": card.guidance},
-            "negative_prompt": {"type": "string", "supported": card.negative_prompt},
-            "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
-        },
+        "generation_parameters": _parameters(card),
+        "edit_parameters": _edits(card),
+    }
+
+
+def _parameters(card: ModelCard) -> dict[str, Any]:
+    return {
+        "prompt": {"type": "string", "required": True},
+        "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "default": 1},
+        "size": _sizes(card),
+        "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+        "steps": {"type": "integer", "minimum": 1, "maximum": card.max_steps, "default": card.steps},
+        "guidance": {"type": "number", "minimum": 0, "maximum": card.max_guidance, "default": card.guidance},
+        "negative_prompt": {"type": "string", "supported": card.negative_prompt},
+        "scheduler": {"type": "string", "enum": ["auto", *([card.scheduler] if card.scheduler else [])]},
+        "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"], "default": "png"},
+        "background": {"type": "string", "enum": ["auto", "opaque", *(["transparent"] if card.transparent else [])]},
+        "partial_images": {"type": "integer", "minimum": 0, "maximum": 3, "default": 0},
+    }
+
+
+def _edits(card: ModelCard) -> dict[str, Any] | None:
+    """What the edit routes take besides; null for a model that only generates."""
+    if not {"edit", "inpaint", "variation"} & set(card.tasks):
+        return None
+    strength = {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": card.strength}
+    return {
+        "image": {"maximum": card.max_images},
+        "mask": {"supported": "inpaint" in card.tasks, "maximum_images": card.max_masked_images},
+        "strength": strength | {"supported": "variation" in card.tasks},
     }
 
 
