@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import errors, health, images, models, page, schema
+from gateway.api import errors, files, health, images, models, page, schema
 from gateway.api.state import State
 from gateway.front import Front
 from gateway.home import Home
@@ -19,11 +19,16 @@ from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
 from gateway.supervisor import RestartPolicy
+from shared import logs
 
 _LAG_SECONDS = 0.25
+_SWEEP_SECONDS = 30.0
+
+log = logs.get("app")
 
 
 def create(
@@ -50,7 +55,14 @@ def create(
         noted=lambda event: metrics.events.labels(event).inc(),
     )
     metrics.watch(serving.pool, lambda: serving.supervisor.facts)
-    state = State(settings, serving, metrics, created=int(time.time()))
+    results = Results(
+        home.folder / "results",
+        home.secret(),
+        keep_seconds=settings.result_seconds,
+        max_bytes=settings.results_max_bytes,
+    )
+    metrics.watch_results(results)
+    state = State(settings, serving, metrics, results, created=int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +70,8 @@ def create(
         async with AsyncExitStack() as stack:
             lag = asyncio.create_task(_watch_lag(metrics))
             stack.callback(lag.cancel)
+            sweep = asyncio.create_task(_sweep(results))
+            stack.callback(sweep.cancel)
             serving.start()
             stack.push_async_callback(serving.stop)
             yield
@@ -74,7 +88,7 @@ def create(
     app.openapi = lambda: schema.describe(app)  # type: ignore[method-assign]
     app.state.replicast = state
     errors.install(app)
-    for room in (images, models, health, page):
+    for room in (images, files, models, health, page):
         app.include_router(room.router)
     return Front(app, metrics), state
 
@@ -108,3 +122,13 @@ async def _watch_lag(metrics: Metrics) -> None:
         began = time.monotonic()
         await asyncio.sleep(_LAG_SECONDS)
         metrics.lag.observe(max(0.0, time.monotonic() - began - _LAG_SECONDS))
+
+
+async def _sweep(results: Results) -> None:
+    """Remove the results that have expired, for as long as the server lives."""
+    while True:
+        try:
+            await results.sweep()
+        except OSError:
+            log.exception("sweep_failed")
+        await asyncio.sleep(_SWEEP_SECONDS)

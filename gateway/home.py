@@ -1,16 +1,19 @@
-"""The data folder: whose it is, how often a gateway has started on it, and the private folder of its socket."""
+"""The data folder: whose it is, its secret, how often a gateway has started on it, and the folder of its socket."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from shared.errors import ConfigError
+
+_SECRET_BYTES = 32
 
 
 class Home:
@@ -60,12 +63,26 @@ class Home:
             raise ConfigError(
                 f"{path} does not hold a number: restore it, or remove it if nothing else is kept here"
             ) from error
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="term.", delete=False) as new:
-            new.write(str(term))
+        self._keep("term", str(term).encode())
+        return term
+
+    def secret(self) -> bytes:
+        """The key of this folder's signatures, made once: what was signed with it holds after a restart."""
+        path = self.folder / "secret"
+        if not path.exists():
+            self._keep("secret", secrets.token_bytes(_SECRET_BYTES))
+        secret = path.read_bytes()
+        if len(secret) != _SECRET_BYTES:
+            raise ConfigError(f"{path} is not as it was written: restore it, or remove it, which ends all signed links")
+        return secret
+
+    def _keep(self, name: str, content: bytes) -> None:
+        """Write a file of our own, for our own eyes, whole and durably or not at all."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f"{name}.", delete=False) as new:
+            new.write(content)
             new.flush()
             os.fsync(new.fileno())
-        Path(new.name).replace(path)
-        return term
+        Path(new.name).replace(self.folder / name)
 
     def socket_folder(self) -> Path:
         """Where the workers' socket lives, one per data folder: short, since its path is limited to 107 bytes."""

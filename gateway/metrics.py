@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.actions import Event
 from gateway.jobs.job import JobState
 from gateway.pool import Pool
+from gateway.results import Results
 from gateway.supervisor import Facts, Standing
 from gateway.workers import State
 
@@ -56,6 +57,13 @@ class Metrics:
     def watch(self, pool: Pool, facts: Callable[[], dict[str, Facts]]) -> None:
         """Read the pool and the supervisor whenever the figures are asked for."""
         self.registry.register(_Live(pool, facts, self._started, self.term))
+
+    def watch_results(self, results: Results) -> None:
+        """As `watch`, for the pictures that are kept for a while."""
+        files = Gauge("replicast_results", "Pictures kept behind signed paths", registry=self.registry)
+        size = Gauge("replicast_results_bytes", "Bytes of the pictures kept", registry=self.registry)
+        files.set_function(lambda: results.files)
+        size.set_function(lambda: results.held_bytes)
 
     def text(self) -> bytes:
         """The figures in Prometheus' text format."""

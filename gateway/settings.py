@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         4096 * 4096, ge=64, le=1 << 26, description="pixels of a picture to work from, when decoded"
     )
     png_parameters: bool = Field(True, description="write into a PNG what it was made from")
+    public_url: str | None = Field(None, description="address by which clients reach the server, for links in answers")
+    result_seconds: float = Field(
+        3600.0, ge=1, le=2_678_400, description="how long the picture of a url result is kept"
+    )
+    results_max_bytes: int = Field(2 << 30, ge=1 << 20, le=1 << 50, description="most bytes of pictures kept so")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )

@@ -17,6 +17,8 @@ ReplicastError
 ├── NotReady                  not_ready               no replica in step holds the model
 │   └── Draining              draining                the server is going down
 ├── Expired                   expired                 the deadline passed first
+├── Gone                      result_expired          what this address led to has expired
+├── StorageFull               storage_full            there is no room where results are kept
 ├── Cancelled                 cancelled               nobody waits for the answer any more
 ├── ReplicaFailed             replica_failed          its workers died, and the attempts are used up
 │   └── Poison                poison                  every worker that started it died
@@ -114,6 +116,14 @@ class Draining(NotReady):
 
 class Expired(ReplicastError):
     code = "expired"
+
+
+class Gone(ReplicastError):
+    code = "result_expired"
+
+
+class StorageFull(ReplicastError):
+    code = "storage_full"
 
 
 class Cancelled(ReplicastError):

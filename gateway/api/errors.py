@@ -25,6 +25,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.RouteNotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.TooSlow: 408,
+    errors.Gone: 410,
     errors.TooLarge: 413,
     errors.UnsupportedMedia: 415,
     errors.QueueFull: 429,
@@ -42,6 +43,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.Behind: 503,
     errors.Expired: 504,
     errors.OutOfMemory: 507,
+    errors.StorageFull: 507,
 }
 _KINDS = {404: "not_found_error", 429: "rate_limit_error"}
 

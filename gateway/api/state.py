@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gateway.metrics import Metrics
+from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
 from shared.cards import ModelCard
@@ -20,6 +21,7 @@ class State:
     settings: Settings
     serving: Serving
     metrics: Metrics
+    results: Results
     created: int
 
     @property

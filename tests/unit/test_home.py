@@ -44,3 +44,22 @@ def test_each_data_folder_has_a_socket_folder_of_its_own(tmp_path: Path, monkeyp
     assert a != b
     assert a.parent == b.parent == Path("/run/user/7")
     assert a == Home(tmp_path / "a").socket_folder()
+
+
+def test_the_secret_is_made_once_and_is_for_us_alone(tmp_path: Path) -> None:
+    with Home(tmp_path / "a") as home:
+        secret = home.secret()
+        assert len(secret) == 32
+        assert home.secret() == secret
+    with Home(tmp_path / "a") as home:
+        assert home.secret() == secret
+        assert (home.folder / "secret").stat().st_mode & 0o777 == 0o600
+    with Home(tmp_path / "b") as other:
+        assert other.secret() != secret
+
+
+def test_a_secret_that_lost_a_byte_is_told_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"s" * 31)
+    with Home(tmp_path) as home, pytest.raises(ConfigError, match="restore it"):
+        home.secret()
+    assert (tmp_path / "secret").read_bytes() == b"s" * 31

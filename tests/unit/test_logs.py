@@ -59,8 +59,9 @@ def test_no_secret_reaches_a_line(form: logs.Format) -> None:
     out = io.StringIO()
     logs.setup("info", form, stream=out)
     logs.get("x").info("event", token="abcdefghijkl", header="Bearer abcdefghijkl", key="sk-abcdefghijkl")
+    logs.get("x").info("event", path="/v1/images/files/0.1.abcdefghijkl.png")
     assert "abcdefghijkl" not in out.getvalue()
-    assert "[redacted]" in out.getvalue()
+    assert out.getvalue().count("[redacted]") == 4
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
