@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import errors, files, health, images, models, page, schema
+from gateway.api import docs, errors, files, health, images, models, page, schema
 from gateway.api.state import State
 from gateway.front import Front
 from gateway.home import Home
@@ -81,14 +81,14 @@ def create(
         version=version("replicast"),
         lifespan=lifespan,
         redirect_slashes=False,
-        # FastAPI's pages load their scripts from elsewhere; the schema itself is at /openapi.json.
+        # FastAPI's pages load their scripts from elsewhere; ours is in api/docs.py, the schema itself at /openapi.json.
         docs_url=None,
         redoc_url=None,
     )
     app.openapi = lambda: schema.describe(app)  # type: ignore[method-assign]
     app.state.replicast = state
     errors.install(app)
-    for room in (images, files, models, health, page):
+    for room in (images, files, models, health, page, docs):
         app.include_router(room.router)
     return Front(app, metrics), state
 

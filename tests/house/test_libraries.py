@@ -52,6 +52,7 @@ OURS = {
 }
 # Declared, and yet no import of ours names it: who needs it.
 UNIMPORTED = {
+    "fastapi-swagger": "gateway/api/docs.py serves its files",
     "httptools": "uvicorn takes it",
     "python-multipart": "starlette's form parser takes it",
     "uvloop": "uvicorn takes it",
