@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from gateway.api import docs, errors, files, health, images, models, page, schema
 from gateway.api.state import State
+from gateway.fetch import Fetcher
 from gateway.front import Front
 from gateway.home import Home
 from gateway.launchers import Launcher, Slot
@@ -62,7 +63,8 @@ def create(
         max_bytes=settings.results_max_bytes,
     )
     metrics.watch_results(results)
-    state = State(settings, serving, metrics, results, created=int(time.time()))
+    fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
+    state = State(settings, serving, metrics, results, fetcher, created=int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -81,6 +81,8 @@ class Settings(BaseSettings):
         3600.0, ge=1, le=2_678_400, description="how long the picture of a url result is kept"
     )
     results_max_bytes: int = Field(2 << 30, ge=1 << 20, le=1 << 50, description="most bytes of pictures kept so")
+    fetch_urls: bool = Field(False, description="fetch images that a request names by an https:// URL")
+    fetch_hosts: Words = Field((), description="hosts to fetch from, .domain for all below it; none: any public one")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )

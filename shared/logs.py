@@ -54,7 +54,7 @@ def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("uvicorn", "uvicorn.access", "asyncio", "urllib3", "httpx", "PIL"):
+    for chatty in ("uvicorn", "uvicorn.access", "asyncio", "urllib3", "httpx", "httpcore2", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from gateway.fetch import Fetcher
 from gateway.metrics import Metrics
 from gateway.results import Results
 from gateway.serving import Serving
@@ -22,6 +23,7 @@ class State:
     serving: Serving
     metrics: Metrics
     results: Results
+    fetcher: Fetcher
     created: int
 
     @property

@@ -26,6 +26,8 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "structlog": ("structlog", "", ("shared/logs.py", "gateway/front.py")),
     "orjson": ("orjson", "", ("gateway/*",)),
     "pybase64": ("pybase64", "", ("gateway/responses.py", "gateway/uploads.py")),
+    "httpx2": ("httpx2", "", ("gateway/fetch.py",)),
+    "httpcore2": ("httpx2", "", ("gateway/fetch.py",)),
     "itsdangerous": ("itsdangerous", "", ("gateway/results.py",)),
     "prometheus_client": ("prometheus-client", "", ("gateway/metrics.py",)),
     "pynvml": ("nvidia-ml-py", "", ("shared/devices.py",)),
