@@ -30,6 +30,8 @@ _PORT = 443
 _MOST_REDIRECTS = 3
 _MOST_ADDRESSES = 4
 _MOST_CHARACTERS = 4096
+# At the same time, of all requests together: each may hold a whole image in memory.
+_MOST_FETCHES = 8
 _REDIRECTS = (301, 302, 303, 307, 308)
 # Narrows what the parser gets and takes nothing from it: printable ASCII, no backslash, nothing before the host.
 _SHAPE = re.compile(r"(?i:https)://[A-Za-z0-9._:\[\]-]+(?:[/?#][!-\[\]-~]*)?")
@@ -98,6 +100,7 @@ class Fetcher:
         self._hosts = tuple(host.lower() for host in hosts)
         self._resolve, self._public, self._ports, self._tls = resolve, public, ports, tls
         self._patience = patience or Patience()
+        self._turns = asyncio.Semaphore(_MOST_FETCHES)
 
     async def fetch(self, url: str, most_bytes: int, *, param: str = "image_url") -> bytes:
         """What is at `url`, whatever it is called there. Raises BadInput, and TooLarge beyond `most_bytes`, which name
@@ -106,7 +109,7 @@ class Fetcher:
         try:
             if not self._enabled:
                 raise UnsupportedOperation("This server fetches no images by URL: send the image itself.")
-            async with asyncio.timeout(self._patience.total_seconds):
+            async with self._turns, asyncio.timeout(self._patience.total_seconds):
                 self._tls = self._tls or await asyncio.to_thread(_trusted)
                 return await self._follow(url, most_bytes)
         except ReplicastError as error:

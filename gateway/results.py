@@ -23,8 +23,8 @@ from pathlib import Path
 from itsdangerous import Signer
 
 from shared import logs
+from shared.cards import ImageFormat
 from shared.errors import ConfigError, Gone, RouteNotFound, StorageFull
-from shared.messages import ImageFormat
 from shared.wire import Buffer
 
 PATH = "/v1/images/files/"

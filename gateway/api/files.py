@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway import results
+from gateway.api.schema import failures
 from gateway.api.state import State
 from gateway.settings import Settings
 from shared.errors import Gone
@@ -33,11 +34,7 @@ def absolute(request: Request, settings: Settings, path: str) -> str:
     results.PATH + "{name}",
     tags=["images"],
     response_class=Response,
-    responses={
-        200: {"description": "The picture.", "content": {kind: {} for kind in _TYPES}},
-        404: {"description": "Nothing was ever at this address."},
-        410: {"description": "The picture has expired."},
-    },
+    responses={**failures(404, 410), 200: {"description": "The picture", "content": {kind: {} for kind in _TYPES}}},
 )
 async def file(request: Request, name: str) -> Response:
     """The picture behind a `url` result. Its address is all the permission it takes."""

@@ -12,11 +12,12 @@ from starlette.responses import Response
 
 from gateway import responses, uploads
 from gateway.api import answers, body, forms, orders, schema
+from gateway.api.files import absolute
 from gateway.api.state import State
 from gateway.api.wishes import Edit, Generation, Variation, Wish
 from gateway.uploads import Upload
 from shared.cards import Task
-from shared.errors import BadInput, UnsupportedOperation
+from shared.errors import BadInput, TooLarge, UnsupportedOperation
 
 router = APIRouter(tags=["images"])
 
@@ -75,9 +76,16 @@ async def _answer(request: Request, wish: Wish, task: Task, inputs: Sequence[Upl
         name = "image_generation" if task == "generate" else "image_edit"
         return await answers.streamed(request, state, order, name)
     if _linked(wish, request.url.path):
-        raise UnsupportedOperation("response_format 'url' is not supported yet.", param="response_format")
-    results = await answers.whole(request, state, order)
-    content = responses.images_body(results, created=order.created, echo=answers.echo(order, results))
+        # Before anything is made: a picture that cannot be kept is not worth making.
+        with state.results.reserve(len(order.jobs) * _most_bytes(order)) as room:
+            results = await answers.whole(request, state, order)
+            form = order.parameters.output_format
+            paths = [await state.results.save(image, form, room) for result in results for image in result.images]
+        urls = [absolute(request, state.settings, path) for path in paths]
+        content = responses.links_body(results, urls, created=order.created, echo=answers.echo(order, results))
+    else:
+        results = await answers.whole(request, state, order)
+        content = responses.images_body(results, created=order.created, echo=answers.echo(order, results))
     headers = {"server-timing": responses.server_timing(answers.phases(order, results))}
     return Response(content, headers=headers, media_type="application/json")
 
@@ -87,6 +95,11 @@ def _linked(wish: Wish, path: str) -> bool:
     if wish.response_format is not None:
         return wish.response_format == "url"
     return path.endswith("/variations") or any(fnmatchcase(wish.model or "", name) for name in _LINKING)
+
+
+def _most_bytes(order: orders.Order) -> int:
+    """What a picture takes at most: pixels that cannot be compressed, and the text beside them."""
+    return order.parameters.width * order.parameters.height * 4 + 4 * (len(order.wish.prompt) + (64 << 10))
 
 
 async def _pictures(request: Request) -> tuple[dict[str, Any], list[Upload], list[Upload], bool]:
@@ -100,6 +113,8 @@ async def _pictures(request: Request) -> tuple[dict[str, Any], list[Upload], lis
         images = [*found["images"], *found["image"]]
         given = [await _held(request, name, value, bounds) for name, value in images]
         masks = [await _held(request, name, value, bounds) for name, value in found["mask"]]
+        if sum(len(upload.data) for upload in (*given, *masks)) > settings.max_upload_bytes:
+            raise TooLarge(f"The images are larger than {settings.max_upload_bytes} bytes together.", param="images")
         return said, given, masks, False
     form = await forms.read(request, settings.max_upload_bytes + settings.max_body_bytes)
     held: dict[str, list[Upload]] = {"image": [], "mask": []}
@@ -131,5 +146,5 @@ def _references(said: dict[str, Any], name: str) -> list[tuple[str, Any]]:
 async def _held(request: Request, name: str, value: object, bounds: uploads.Bounds) -> Upload:
     found = uploads.reference(name, value, bounds)
     if isinstance(found, str):
-        raise UnsupportedOperation(f"'{name}': fetching addresses is switched off; send a data URL.", param=name)
+        found = await _state(request).fetcher.fetch(found, bounds.most_bytes, param=name)
     return bounds.admit(name, found)

@@ -205,7 +205,6 @@ async def test_the_last_of_two_equal_keys_counts_and_is_checked(gateway: Gateway
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
-        (prompt(response_format="url"), "unsupported_operation", "response_format"),
         (prompt(stream=True, response_format="url"), "unsupported_operation", "stream"),
         (prompt(partial_images=1), "invalid_value", "partial_images"),
         (prompt(background="transparent"), "unsupported_operation", "background"),

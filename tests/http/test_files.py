@@ -15,7 +15,7 @@ from gateway.api.files import absolute
 from gateway.home import Home
 from gateway.results import PATH, Results
 from gateway.settings import load
-from shared.messages import ImageFormat
+from shared.cards import ImageFormat
 from tests.http.conftest import Gateway, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -76,6 +76,16 @@ def test_the_command(server: Server, tmp_path: Path) -> None:
     expect_drawn(tmp_path / "triangle.png", "a green triangle on a white background")
 
 
+def test_edits_and_previews(server: Server, tmp_path: Path) -> None:
+    code = block("test_edits_and_previews").code.replace(_ADDRESS, server.address)
+    run([sys.executable, "-c", code], server, tmp_path)
+    expect_drawn(tmp_path / "edited.png", "a green circle on a blue background")
+    expect_drawn(tmp_path / "star.png", "a yellow star on a black background")
+    assert sorted(path.name for path in tmp_path.glob("star-preview-*.png")) == [
+        f"star-preview-{index}.png" for index in range(3)
+    ]
+
+
 def test_serving_your_own() -> None:
     """Each line means what it says: its flags are parsed by the command, and its models by their sources."""
     import typer.main

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gateway.results import PATH, Results
+from shared.cards import ImageFormat
 from shared.errors import ConfigError, Gone, RouteNotFound, StorageFull
-from shared.messages import ImageFormat
 
 SECRET = b"s" * 32
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"p" * 92
