@@ -1,26 +1,46 @@
-"""Pure: whether the pool takes a job at all."""
+"""Pure: whether a job is taken at all, and if not, when it may come again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.backlog import Backlog
 from gateway.door import Door
+from gateway.jobs.job import Job
+from gateway.ledger import Ledger
 from gateway.limits import Limits
-from gateway.pace import Pace
 from gateway.prospects import why
 from gateway.workers import State, Worker
 from shared.errors import NotReady, QueueFull, UnknownModel
 
+_LEAST_SECONDS, _MOST_SECONDS = 1.0, 60.0
 
-def admit(model: str, backlog: Backlog, workers: Mapping[str, Worker], door: Door, pace: Pace, limits: Limits) -> None:
-    """Pass if a job of this model can be taken now. Raises UnknownModel, NotReady or QueueFull."""
+
+def admit(job: Job, ledger: Ledger, workers: Mapping[str, Worker], door: Door, limits: Limits, now: float) -> None:
+    """Pass if the job can be taken now. Raises UnknownModel, NotReady, or QueueFull with how long it would wait."""
+    model, backlog = job.model, ledger.backlog
     if model not in backlog:
         raise UnknownModel(f"The model {model!r} does not exist.", param="model")
     if not any(worker.state is State.READY and worker.card(model) for worker in workers.values()):
         raise NotReady(f"No replica of {model!r} is ready: {why(model, workers, door)}.", retry_after_seconds=2)
-    waiting = backlog.waiting(model)
-    if waiting >= limits.max_queue:
-        replicas = sum(1 for worker in workers.values() if worker.card(model))
-        wait = pace.wait_seconds(model, ahead=waiting, replicas=replicas)
-        raise QueueFull(f"The queue of {model!r} is full.", retry_after_seconds=wait)
+    if backlog.waiting(model) >= limits.max_queue:
+        raise _full(f"The queue of {model!r} is full.", wait_seconds(model, ledger, workers, now))
+    if limits.max_queue_per_key and backlog.waiting_of(job.owner) >= limits.max_queue_per_key:
+        raise _full("Too many images of this key are waiting.", wait_seconds(model, ledger, workers, now))
+    # What would expire before its turn is refused now, while the client can still do something else.
+    if backlog.waiting(model) and (wait := wait_seconds(model, ledger, workers, now)) > job.deadline - now:
+        raise _full(f"The queue of {model!r} is longer than the request's timeout.", wait)
+
+
+def wait_seconds(model: str, ledger: Ledger, workers: Mapping[str, Worker], now: float) -> float:
+    """When a device would be free for what came now, behind all others: what waits and what is left of what runs."""
+    holders = [worker for worker in workers.values() if worker.card(model)]
+    in_hand = 0.0
+    for worker in holders:
+        for job in worker.jobs.values():
+            spent = now - job.began if job.started else 0.0
+            in_hand += max(0.0, job.cost_seconds - spent)
+    return (ledger.backlog.seconds(model) + in_hand) / max(1, len(holders))
+
+
+def _full(message: str, wait: float) -> QueueFull:
+    return QueueFull(message, retry_after_seconds=min(_MOST_SECONDS, max(_LEAST_SECONDS, wait)))

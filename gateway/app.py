@@ -106,6 +106,7 @@ def _limits(settings: Settings) -> Limits:
         retry_load_seconds=settings.quarantine_seconds,
         max_attempts=settings.max_attempts,
         max_queue=settings.max_queue,
+        max_queue_per_key=settings.max_queue_per_key,
     )
 
 

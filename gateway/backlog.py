@@ -1,12 +1,21 @@
-"""The jobs that wait, one queue per model: by priority, and among equals by age."""
+"""The jobs that wait, one queue per model, in the order in which they are due.
+
+Who asks for much waits behind who asks for little, by start-time fair queueing (Goyal, Vin, Cheng 1996): time is what
+has been served, in device seconds, and a job is due at the time of its arrival or, if that is later, when all that its
+owner asked for before would have been served. Among equals the first come is the first served. Priority is time too:
+each step of it is worth PRIORITY_SECONDS of others' work, so that nothing waits for ever behind what matters more.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 from gateway.jobs.job import Job
+
+PRIORITY_SECONDS = 30.0
+_MOST_CLOCKS = 100
 
 
 class Backlog:
@@ -14,6 +23,9 @@ class Backlog:
 
     def __init__(self, models: Iterable[str]) -> None:
         self._queues: dict[str, deque[Job]] = {model: deque() for model in models}
+        self._time = 0.0
+        self._clocks: dict[str, float] = {}
+        self._waiting: Counter[str] = Counter()
 
     def __contains__(self, model: str) -> bool:
         return model in self._queues
@@ -25,9 +37,44 @@ class Backlog:
         """How many jobs wait for this model."""
         return len(self._queues[model])
 
+    def waiting_of(self, owner: str) -> int:
+        """How many jobs of this owner wait."""
+        return self._waiting[owner]
+
+    def seconds(self, model: str) -> float:
+        """What waits for this model, in seconds of one device."""
+        return sum(job.cost_seconds for job in self._queues[model])
+
+    def ahead_of(self, job: Job) -> tuple[int, float]:
+        """How many jobs are due before this waiting one, and their seconds of one device."""
+        before = []
+        for other in self._queues[job.model]:
+            if other is job:
+                break
+            before.append(other.cost_seconds)
+        return len(before), sum(before)
+
+    def join(self, job: Job) -> None:
+        """Put a new job in its place."""
+        clock = max(self._time, self._clocks.get(job.owner, 0.0))
+        job.due = clock - job.priority * PRIORITY_SECONDS
+        self._clocks[job.owner] = clock + job.cost_seconds
+        self.add(job)
+
+    def start(self, job: Job) -> None:
+        """Take out a job whose turn it is."""
+        self._time = max(self._time, job.due + job.priority * PRIORITY_SECONDS)
+        self.remove(job)
+        if not self._waiting:
+            # Nothing waits: what was asked for until now is not held against anybody.
+            self._time = max(self._clocks.values(), default=self._time)
+        if not self._waiting or len(self._clocks) > _MOST_CLOCKS:
+            self._clocks = {owner: clock for owner, clock in self._clocks.items() if clock > self._time}
+
     def add(self, job: Job) -> None:
-        """Put a job in its place: one that lost its worker comes before all that were submitted after it."""
+        """Put a job in its place: one that lost its worker keeps the one it had."""
         queue = self._queues[job.model]
+        self._waiting[job.owner] += 1
         if not queue or _order(queue[-1]) <= _order(job):
             queue.append(job)
         else:
@@ -35,15 +82,27 @@ class Backlog:
 
     def remove(self, job: Job) -> None:
         """Take out a job that nobody waits for."""
-        self._queues[job.model].remove(job)
+        queue = self._queues[job.model]
+        if queue[0] is job:
+            queue.popleft()
+        else:
+            queue.remove(job)
+        self._forget(job)
 
     def keep(self, models: Iterable[str]) -> list[Job]:
         """Have queues for these models from now on; returns the jobs of those that are gone."""
         kept = {model: self._queues.pop(model, deque()) for model in models}
         gone = [job for queue in self._queues.values() for job in queue]
         self._queues = kept
+        for job in gone:
+            self._forget(job)
         return gone
 
+    def _forget(self, job: Job) -> None:
+        self._waiting[job.owner] -= 1
+        if not self._waiting[job.owner]:
+            del self._waiting[job.owner]
 
-def _order(job: Job) -> tuple[int, float]:
-    return -job.priority, job.submitted
+
+def _order(job: Job) -> tuple[float, float]:
+    return job.due, job.submitted

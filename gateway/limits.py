@@ -18,3 +18,4 @@ class Limits:
     retry_load_seconds: float = 300.0
     max_attempts: int = 3
     max_queue: int = 1000
+    max_queue_per_key: int = 0

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from gateway import dispatch
 from gateway.actions import Action
 from gateway.admission import admit
-from gateway.backlog import Backlog
 from gateway.door import Door
 from gateway.jobs.job import Job, JobState, Result
+from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.outbox import Outbox
-from gateway.pace import Pace
 from gateway.prospects import hope, why
 from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
@@ -33,15 +32,18 @@ class Pool:
         self.limits = limits
         self.wanted = m.Wanted(version=1, models=tuple(models))
         self.workers: dict[str, Worker] = {}
-        self.jobs: dict[str, Job] = {}
         self.draining = False
         self._term = term
         self._peers: dict[bytes, Worker] = {}
         self._door = Door()
-        self._backlog = Backlog(model.id for model in self.wanted.models)
         self._sessions = 0
-        self._pace = Pace()
         self._out = Outbox(term)
+        self.ledger = Ledger((model.id for model in self.wanted.models), self._out)
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        """The accepted jobs that are not over, by id."""
+        return self.ledger.jobs
 
     # Events from those who want pictures
 
@@ -49,9 +51,8 @@ class Pool:
         """Take a job. Raises UnknownModel, Draining, NotReady or QueueFull, and then has not taken it."""
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_seconds=5)
-        admit(job.model, self._backlog, self.workers, self._door, self._pace, self.limits)
-        self.jobs[job.id] = job
-        self._backlog.add(job)
+        admit(job, self.ledger, self.workers, self._door, self.limits, now)
+        self.ledger.take(job)
         return self._settle(now)
 
     def cancel(self, job_id: str, now: float) -> list[Action]:
@@ -101,8 +102,7 @@ class Pool:
     def want(self, models: Iterable[m.WantedModel], now: float) -> list[Action]:
         """The wanted state is now this, for every worker."""
         self.wanted = m.Wanted(version=self.wanted.version + 1, models=tuple(models))
-        for job in self._backlog.keep(model.id for model in self.wanted.models):
-            self._finish(job, JobState.FAILED, job.unloaded())
+        self.ledger.keep(model.id for model in self.wanted.models)
         for worker in self.workers.values():
             worker.applying_ticks = 0
             self._out.send(worker, m.Want(wanted=self.wanted))
@@ -115,7 +115,7 @@ class Pool:
         for name in self._door.overdue(self.limits.hello_seconds / self.limits.ping_seconds):
             self._out.kill(name, "no_hello")
         for worker in list(self.workers.values()):
-            if reason := verdict(worker, self.wanted.version, punctual, self.limits, self._pace):
+            if reason := verdict(worker, self.wanted.version, punctual, self.limits, self.ledger.costs):
                 self._condemn(worker, reason)
                 continue
             if load_is_due(worker, self.limits):
@@ -199,7 +199,7 @@ class Pool:
                 worker.steps, worker.memory_bytes = message.steps, message.memory_bytes
             case m.Progress():
                 if job := self._running(worker, message):
-                    self._progressed(worker, job, message, attachments)
+                    self._progressed(worker, job, message, attachments, now)
             case m.Done():
                 if job := self._running(worker, message):
                     self._done(worker, job, message, attachments, now)
@@ -231,11 +231,14 @@ class Pool:
             return None
         return job
 
-    def _progressed(self, worker: Worker, job: Job, progress: m.Progress, images: tuple[Buffer, ...]) -> None:
+    def _progressed(
+        self, worker: Worker, job: Job, progress: m.Progress, images: tuple[Buffer, ...], now: float
+    ) -> None:
         if not job.shows(progress, images):
             self._distrust(worker, job)
             return
-        job.started = True
+        if not job.started:
+            job.started, job.began = True, now
         if progress.preview is not None and not job.over:
             self._out.show(job, progress.preview, images[0])
 
@@ -247,10 +250,9 @@ class Pool:
         worker.served += 1
         if job.over:
             return
-        self._pace.learn(job.model, done.timings.inference_ms / 1000, job.parameters.steps * len(job.seeds))
         queue_ms = (job.dispatched - job.submitted) * 1000
         result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms, done.tokens)
-        self._finish(job, JobState.SUCCEEDED, result)
+        self.ledger.finish(job, result)
 
     def _failed(self, worker: Worker, job: Job, failed: m.Failed) -> None:
         del worker.jobs[job.id]
@@ -260,9 +262,9 @@ class Pool:
             # Its own word that it is not in step: it gets the whole state again, the job costs no crash.
             worker.version = -1
             self._out.send(worker, m.Want(wanted=self.wanted))
-            self._requeue([job])
+            self.ledger.requeue(job)
         else:
-            self._finish(job, JobState.FAILED, failed.problem.error())
+            self.ledger.finish(job, failed.problem.error())
 
     # What follows from events
 
@@ -285,65 +287,38 @@ class Pool:
         self.workers.pop(worker.name, None)
         running = worker.running()
         jobs, worker.jobs = [job for job in worker.jobs.values() if not job.over], {}
-        again = []
+        poison = 0
         for job in jobs:
             job.crashes += fault and job in running
             if job.crashes >= self.limits.max_attempts:
+                poison += 1
                 self._out.note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
-                self._finish(job, JobState.FAILED, Poison(f"{job.crashes} workers died of this request."))
+                self.ledger.finish(job, Poison(f"{job.crashes} workers died of this request."))
             else:
-                again.append(job)
-        self._requeue(again)
-        self._out.note("worker_lost", worker=worker.name, reason=reason, requeued=len(again))
-
-    def _requeue(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.model not in self._backlog:
-                self._finish(job, JobState.FAILED, job.unloaded())
-                continue
-            job.move(JobState.QUEUED)
-            job.started, job.worker = False, ""
-            self._backlog.add(job)
-            self._out.note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
+                self.ledger.requeue(job)
+        self._out.note("worker_lost", worker=worker.name, reason=reason, requeued=len(jobs) - poison)
 
     def _abandon(self, job: Job, reason: ReplicastError) -> None:
-        """End a job that nobody waits for, wherever it is."""
-        if job.state is JobState.QUEUED:
-            self._backlog.remove(job)
-        elif worker := self.workers.get(job.worker):
-            # It keeps its place in the worker until the worker says that the device is free again.
-            self._out.send(worker, m.Cancel(job=job.id, attempt=job.attempt))
-        self._finish(job, JobState.CANCELLED if isinstance(reason, Cancelled) else JobState.FAILED, reason)
-
-    def _finish(self, job: Job, state: JobState, outcome: Result | ReplicastError) -> None:
-        job.move(state)
-        self.jobs.pop(job.id, None)
-        self._out.finish(job, outcome)
+        self.ledger.abandon(job, reason, self.workers.get(job.worker))
 
     def _settle(self, now: float) -> list[Action]:
         """Hand out what can be handed out, and return everything that has been decided."""
-        workers, version = self.workers.values(), self.wanted.version
-        while pair := dispatch.hand_out(self._backlog, workers, version, self.limits):
-            self._backlog.remove(pair[0])
-            self._start(*pair, now)
+        workers, version, backlog = self.workers.values(), self.wanted.version, self.ledger.backlog
+        models = {model.id: model for model in self.wanted.models}
+        while pair := dispatch.hand_out(backlog, workers, version, self.limits):
+            job, worker = pair
+            backlog.start(job)
+            self.ledger.start(job, worker, models[job.model], now)
         while move := dispatch.take_back(workers, version, self.limits):
             job, holder, idle = move
             del holder.jobs[job.id]
             self._out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))
             self._out.note("job_taken_back", job=job.id, worker=holder.name)
             job.move(JobState.QUEUED)
-            self._start(job, idle, now)
-        for model, queue in self._backlog:
+            self.ledger.start(job, idle, models[job.model], now)
+        for model, queue in backlog:
             if queue and not hope(model, self.workers, self._door, version):
                 lost = f"No replica of {model!r} is left: {why(model, self.workers, self._door)}."
                 for job in list(queue):
                     self._abandon(job, NotReady(lost, retry_after_seconds=30))
         return self._out.take()
-
-    def _start(self, job: Job, worker: Worker, now: float) -> None:
-        state = next(model for model in self.wanted.models if model.id == job.model)
-        job.move(JobState.RUNNING)
-        job.attempt += 1
-        job.dispatched, job.worker = now, worker.name
-        worker.jobs[job.id] = job
-        self._out.send(worker, job.run(state), job.inputs)

@@ -5,8 +5,8 @@ Everything is counted in ticks and not timed, so that a machine that was held up
 
 from __future__ import annotations
 
+from gateway.costs import Costs
 from gateway.limits import Limits
-from gateway.pace import Pace
 from gateway.workers import Worker
 
 # A step may take this many times what it usually takes; until that is known, as many times the least patience.
@@ -14,7 +14,7 @@ _PATIENCE = 20
 _PATIENCE_UNKNOWN = 10
 
 
-def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, pace: Pace) -> str | None:
+def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, costs: Costs) -> str | None:
     """Count one tick of this worker, and say why it must go, if it must."""
     applying = worker.version != version
     moved = worker.steps != worker.steps_seen
@@ -31,7 +31,7 @@ def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, pace: 
         return "load_timeout" if worker.applying_ticks * limits.ping_seconds > limits.load_seconds else None
     if worker.missed >= limits.gone_after:
         return "silent"
-    if worker.still_ticks and worker.still_ticks * limits.ping_seconds > _patience(worker, limits, pace):
+    if worker.still_ticks and worker.still_ticks * limits.ping_seconds > _patience(worker, limits, costs):
         return "stuck"
     return None
 
@@ -46,10 +46,10 @@ def load_is_due(worker: Worker, limits: Limits) -> bool:
     return True
 
 
-def _patience(worker: Worker, limits: Limits, pace: Pace) -> float:
+def _patience(worker: Worker, limits: Limits, costs: Costs) -> float:
     """How long the device may show no step, in seconds: it answers pings, but a hung kernel or a dead lock does too."""
     job = next(iter(worker.jobs.values()))
-    usual = pace.step_seconds(job.model)
+    usual = costs.step_seconds(job.model, job.work)
     if usual is None:
         return _PATIENCE_UNKNOWN * limits.stuck_seconds
     return max(limits.stuck_seconds, _PATIENCE * usual)

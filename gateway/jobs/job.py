@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.costs import Work
 from shared.cards import Task
-from shared.errors import ReplicastError, UnknownModel
+from shared.errors import ReplicastError
 from shared.formats import image_header
 from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
@@ -49,10 +50,12 @@ class Result:
 class Job:
     """One unit of dispatch: a picture, from the encoded `inputs`, with so many `previews`.
 
-    Times are the gateway's monotonic seconds, handed in by whoever holds the clock.
+    Times are the gateway's monotonic seconds, handed in by whoever holds the clock; `began` is when a device did.
 
-    `attempt` numbers the dispatches, and fences results; `crashes` counts the workers that died with this job started,
-    which is what `max_attempts` bounds: work that had not started is handed out again at no cost.
+    `owner` is whose it is, for fairness between them; `cost_seconds` what it was expected to take a device when it was
+    accepted, and `due` its place in the queue. `attempt` numbers the dispatches, and fences results; `crashes` counts
+    the workers that died with this job started, which is what `max_attempts` bounds: work that had not started is
+    handed out again at no cost.
     """
 
     id: str
@@ -66,11 +69,15 @@ class Job:
     inputs: tuple[Buffer, ...] = ()
     previews: int = 0
     priority: int = 0
+    owner: str = ""
+    cost_seconds: float = 0.0
+    due: float = 0.0
     state: JobState = JobState.QUEUED
     attempt: int = 0
     crashes: int = 0
     started: bool = False
     dispatched: float = 0.0
+    began: float = 0.0
     worker: str = ""
 
     def run(self, model: WantedModel) -> Run:
@@ -119,9 +126,10 @@ class Job:
             raise RuntimeError(f"job {self.id}: {self.state} -> {state} is no move")
         self.state = state
 
-    def unloaded(self) -> UnknownModel:
-        """The news that the job's model is not served any more."""
-        return UnknownModel(f"The model {self.model!r} was unloaded.", param="model")
+    @property
+    def work(self) -> Work:
+        """What the job asks of a device."""
+        return Work(self.parameters.width * self.parameters.height, self.parameters.steps * len(self.seeds))
 
     @property
     def over(self) -> bool:

@@ -158,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_job_has_one_answer_or_one_place(self) -> None:
         pool = self.world.pool
-        waiting = [job for _, queue in pool._backlog for job in queue]
+        waiting = [job for _, queue in pool.ledger.backlog for job in queue]
         held = [job for worker in pool.workers.values() for job in worker.jobs.values() if not job.over]
         for job in self.accepted:
             assert (job.id in self.world.outcomes) == job.over
@@ -190,7 +190,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_while_somebody_could_work(self) -> None:
         pool = self.world.pool
-        waiting = [job for _, queue in pool._backlog for job in queue]
+        waiting = [job for _, queue in pool.ledger.backlog for job in queue]
         for worker in pool.workers.values():
             idle = worker.state is State.READY and worker.version == pool.wanted.version and not worker.jobs
             if idle and worker.missed < pool.limits.suspect_after and worker.card("stub"):
