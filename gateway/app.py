@@ -16,6 +16,7 @@ from gateway.api.state import State
 from gateway.fetch import Fetcher
 from gateway.front import Front
 from gateway.home import Home
+from gateway.intake import Intake
 from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
@@ -64,7 +65,8 @@ def create(
     )
     metrics.watch_results(results)
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
-    state = State(settings, serving, metrics, results, fetcher, created=int(time.time()))
+    intake = Intake(settings.max_bytes_in_flight)
+    state = State(settings, serving, metrics, results, fetcher, intake, created=int(time.time()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +94,7 @@ def create(
     errors.install(app)
     for room in (images, files, models, health, page, docs):
         app.include_router(room.router)
-    return Front(app, metrics), state
+    return Front(app, metrics, intake), state
 
 
 def _limits(settings: Settings) -> Limits:

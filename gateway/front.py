@@ -9,6 +9,7 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.intake import Intake
 from gateway.metrics import Metrics
 from shared import logs
 
@@ -21,9 +22,10 @@ log = logs.get("http")
 class Front:
     """Wraps the whole app, errors included; what escapes it is logged here and nowhere else."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake) -> None:
         self._app = app
         self._metrics = metrics
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,6 +59,8 @@ class Front:
             except Exception:
                 # The app has answered 500 already; the trace belongs to the log.
                 log.exception("unhandled", path=scope["path"][:200])
+            finally:
+                self._intake.release(scope["state"])
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(status)).inc()

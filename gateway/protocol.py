@@ -1,6 +1,6 @@
-"""uvicorn's protocol with bounds on the head of a request: it must arrive within its time and its size.
+"""uvicorn's protocol with bounds: how many connections, and within which time and size the head of a request arrives.
 
-uvicorn itself waits for ever for a head, and takes one of any length.
+uvicorn itself waits for ever for a head, takes one of any length, and of connections as many as there are descriptors.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
     head_seconds = 10.0
     head_bytes = 64 << 10
+    max_connections = 4096
+    _open = 0
     _deadline: asyncio.TimerHandle | None = None
     _in_head = True
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        kind = type(self)
+        kind._open += 1
         self._expect_head()
+        if kind._open > self.max_connections:
+            self._refuse(503, "Service Unavailable", "There are too many connections.", "retry-after: 1")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        type(self)._open -= 1
         self._head_is_there()
         super().connection_lost(exc)
 
@@ -65,15 +72,17 @@ class BoundedProtocol(HttpToolsProtocol):
                 408, "Request Timeout", f"The request's head did not arrive within {self.head_seconds:g} seconds."
             )
 
-    def _refuse(self, status: int, phrase: str, message: str) -> None:
+    def _refuse(self, status: int, phrase: str, message: str, *headers: str) -> None:
         code = phrase.lower().replace(" ", "_")
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        error = {"message": message, "type": kind, "param": None, "code": code}
         body = orjson.dumps({"error": error})
         lines = (
             f"HTTP/1.1 {status} {phrase}",
             "content-type: application/json",
             f"content-length: {len(body)}",
             "connection: close",
+            *headers,
         )
         self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         self.transport.close()

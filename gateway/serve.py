@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import resource
 import shlex
 import signal
 import socket
@@ -28,6 +29,7 @@ from shared.errors import ConfigError
 
 _LOOK_SECONDS = 0.05
 _BACKLOG = 2048
+_DESCRIPTORS = 65_536
 # malloc.h's names for what mallopt can be told.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -53,7 +55,7 @@ def serve(settings: Settings) -> int:
             # Longer than a balancer keeps a connection that it may use again.
             timeout_keep_alive=75,
             ws="none",
-            http=BoundedProtocol,
+            http=_protocol(settings),
         )
         server = _Server(config)
         address = _address(settings.host, listener)
@@ -61,6 +63,21 @@ def serve(settings: Settings) -> int:
             runner.run(_run(server, state, listener, address))
         # What kept the app from starting is in the log.
         return 0 if server.started else 1
+
+
+def _protocol(settings: Settings) -> type[BoundedProtocol]:
+    """The protocol with this server's bounds: descriptors have to be left for workers, files and the log."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    most = settings.max_connections if soft == resource.RLIM_INFINITY else min(settings.max_connections, soft * 4 // 5)
+
+    class Protocol(BoundedProtocol):
+        max_connections = most
+
+    return Protocol
 
 
 def _keep_freed_memory() -> None:

@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         4096 * 4096, ge=64, le=1 << 26, description="pixels of a picture to work from, when decoded"
     )
+    max_bytes_in_flight: int = Field(
+        1 << 30, ge=1 << 20, le=1 << 40, description="request bodies in memory, all together, in bytes"
+    )
+    max_connections: int = Field(4096, ge=16, le=1_000_000, description="open connections; one more is answered 503")
     png_parameters: bool = Field(True, description="write into a PNG what it was made from")
     public_url: str | None = Field(None, description="address by which clients reach the server, for links in answers")
     result_seconds: float = Field(

@@ -21,13 +21,15 @@ _LEAST_BYTES_PER_SECOND = 16 << 10
 async def chunks(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body as it arrives, at most `most_bytes`, counted: a client's word about its length is not believed.
 
-    Raises TooLarge, TooSlow for one that trickles, and Cancelled if the client leaves.
+    Raises TooLarge, TooSlow for one that trickles, QueueFull while too much else arrives, and Cancelled if the client
+    leaves.
     """
     too_large = TooLarge(f"The request body is larger than {most_bytes} bytes.")
     declared = request.headers.get("content-length", "0")
     # int() refuses more than some thousand digits.
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > most_bytes):
         raise too_large
+    intake = request.app.state.replicast.intake
     loop = asyncio.get_running_loop()
     began, size = loop.time(), 0
     stream = aiter(request.stream())
@@ -40,6 +42,7 @@ async def chunks(request: Request, most_bytes: int) -> AsyncGenerator[bytes, Non
             size += len(piece)
             if size > most_bytes:
                 raise too_large
+            intake.take(request.scope["state"], len(piece))
             yield piece
     except TimeoutError as error:
         raise TooSlow("The request body arrives too slowly.") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gateway.fetch import Fetcher
+from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.results import Results
 from gateway.serving import Serving
@@ -24,6 +25,7 @@ class State:
     metrics: Metrics
     results: Results
     fetcher: Fetcher
+    intake: Intake
     created: int
 
     @property

@@ -33,8 +33,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[int]:
-    server = uvicorn.Server(uvicorn.Config(echo, port=0, http=Hasty, lifespan="off", log_config=None))
+async def served(protocol: type[BoundedProtocol] = Hasty) -> AsyncIterator[int]:
+    server = uvicorn.Server(uvicorn.Config(echo, port=0, http=protocol, lifespan="off", log_config=None))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
@@ -100,3 +100,29 @@ async def test_a_slow_body_and_a_second_request_are_no_slow_heads() -> None:
             # Between two requests only the keep-alive time counts.
             await asyncio.sleep(0.5)
         writer.close()
+
+
+class Crowded(BoundedProtocol):
+    """As the gateway's, with room for two."""
+
+    max_connections = 2
+
+
+async def test_one_connection_too_many_is_told_so_and_makes_room_again() -> None:
+    async with served(Crowded) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        refused = await told(port, HEAD + b"hello")
+        assert refused.startswith(b"HTTP/1.1 503 ") or refused == b""
+        assert b"retry-after: 1" in await told(port)
+        for reader, writer in held:
+            writer.write(HEAD + b"hello")
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 "), "who was there first is served"
+        held[0][1].close()
+        await held[0][1].wait_closed()
+        while Crowded._open > 1:
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"hello")
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+        for _, open_writer in (*held, (reader, writer)):
+            open_writer.close()
