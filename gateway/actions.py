@@ -22,6 +22,7 @@ Event = Literal[
     "stranger_message",
     "task_restarted",
     "wire_error",
+    "worker_asked",
     "worker_joined",
     "worker_killed",
     "worker_lost",

@@ -115,7 +115,10 @@ class Pool:
         for name in self._door.overdue(self.limits.hello_seconds / self.limits.ping_seconds):
             self._out.kill(name, "no_hello")
         for worker in list(self.workers.values()):
-            if reason := verdict(worker, self.wanted.version, punctual, self.limits, self.ledger.costs):
+            reason = verdict(worker, self.wanted.version, punctual, self.limits, self.ledger.costs)
+            if reason == "still":
+                self._ask(worker)
+            elif reason:
                 self._condemn(worker, reason)
                 continue
             if load_is_due(worker, self.limits):
@@ -263,6 +266,8 @@ class Pool:
             worker.version = -1
             self._out.send(worker, m.Want(wanted=self.wanted))
             self.ledger.requeue(job)
+        elif failed.problem.code == "cancelled" and worker.asked:
+            self._again(job, blamed=True)
         else:
             self.ledger.finish(job, failed.problem.error())
 
@@ -287,16 +292,25 @@ class Pool:
         self.workers.pop(worker.name, None)
         running = worker.running()
         jobs, worker.jobs = [job for job in worker.jobs.values() if not job.over], {}
-        poison = 0
         for job in jobs:
-            job.crashes += fault and job in running
-            if job.crashes >= self.limits.max_attempts:
-                poison += 1
-                self._out.note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
-                self.ledger.finish(job, Poison(f"{job.crashes} workers died of this request."))
-            else:
-                self.ledger.requeue(job)
-        self._out.note("worker_lost", worker=worker.name, reason=reason, requeued=len(jobs) - poison)
+            self._again(job, blamed=fault and job in running)
+        self._out.note("worker_lost", worker=worker.name, reason=reason, jobs=len(jobs))
+
+    def _again(self, job: Job, *, blamed: bool) -> None:
+        """Run a job elsewhere, unless it has cost too many workers their lives."""
+        job.crashes += blamed
+        if job.crashes >= self.limits.max_attempts:
+            self._out.note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
+            self.ledger.finish(job, Poison(f"{job.crashes} workers died of this request."))
+        else:
+            self.ledger.requeue(job)
+
+    def _ask(self, worker: Worker) -> None:
+        """Its device makes no step: what it runs is called off, and only if that changes nothing is it killed."""
+        worker.asked = True
+        self._out.note("worker_asked", worker=worker.name)
+        for job in worker.running():
+            self._out.send(worker, m.Cancel(job=job.id, attempt=job.attempt))
 
     def _abandon(self, job: Job, reason: ReplicastError) -> None:
         self.ledger.abandon(job, reason, self.workers.get(job.worker))

@@ -15,7 +15,7 @@ _PATIENCE_UNKNOWN = 10
 
 
 def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, costs: Costs) -> str | None:
-    """Count one tick of this worker, and say why it must go, if it must."""
+    """Count one tick of this worker, and say why it must go, if it must; "still" asks for a word with it first."""
     applying = worker.version != version
     moved = worker.steps != worker.steps_seen
     worker.steps_seen = worker.steps
@@ -23,7 +23,7 @@ def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, costs:
     if punctual:
         worker.missed = 0 if worker.heard else worker.missed + 1
     if moved or applying or not worker.jobs:
-        worker.still_ticks = 0
+        worker.still_ticks, worker.asked = 0, False
     else:
         worker.still_ticks += punctual
     if applying:
@@ -32,7 +32,7 @@ def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, costs:
     if worker.missed >= limits.gone_after:
         return "silent"
     if worker.still_ticks and worker.still_ticks * limits.ping_seconds > _patience(worker, limits, costs):
-        return "stuck"
+        return "stuck" if worker.asked else "still"
     return None
 
 
@@ -47,9 +47,13 @@ def load_is_due(worker: Worker, limits: Limits) -> bool:
 
 
 def _patience(worker: Worker, limits: Limits, costs: Costs) -> float:
-    """How long the device may show no step, in seconds: it answers pings, but a hung kernel or a dead lock does too."""
+    """How long the device may show no step, in seconds: it answers pings, but a hung kernel or a dead lock does too.
+
+    Once it was asked to stop it has as long as a silent worker has.
+    """
+    grace = limits.gone_after * limits.ping_seconds if worker.asked else 0.0
     job = next(iter(worker.jobs.values()))
     usual = costs.step_seconds(job.model, job.work)
     if usual is None:
-        return _PATIENCE_UNKNOWN * limits.stuck_seconds
-    return max(limits.stuck_seconds, _PATIENCE * usual)
+        return _PATIENCE_UNKNOWN * limits.stuck_seconds + grace
+    return max(limits.stuck_seconds, _PATIENCE * usual) + grace

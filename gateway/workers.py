@@ -50,6 +50,7 @@ class Worker:
     heard: bool = True
     applying_ticks: int = 0
     still_ticks: int = 0
+    asked: bool = False
     failed_ticks: int = 0
     steps: int = 0
     steps_seen: int = 0

@@ -469,18 +469,58 @@ def test_a_session_that_was_only_lost_is_no_crash(world: World) -> None:
     assert world.result(job)
 
 
-def test_a_worker_that_shows_no_step_is_stuck_and_replaced() -> None:
-    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+def test_a_worker_that_shows_no_step_is_asked_then_replaced() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5, gone_after=4))
     a = world.ready("a")
     world.submit()
     world.done(a, a.runs()[0])
     job = world.submit()
     world.start(a, a.runs()[1])
     world.tick(5, hearing=(a,))
+    assert not a.took(m.Cancel)
+    world.tick(2, hearing=(a,))
+    assert a.took(m.Cancel) == [m.Cancel(job=job.id, attempt=1)], "it is asked, once"
+    world.tick(2, hearing=(a,))
     assert not world.killed
     world.tick(2, hearing=(a,))
     assert world.killed == ["a"]
+    assert len(a.took(m.Cancel)) == 1
     assert job.crashes == 1
+
+
+def test_a_worker_that_can_be_called_off_lives_and_its_job_goes_elsewhere() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+    a = world.ready("a")
+    world.submit()
+    world.done(a, a.runs()[0])
+    job = world.submit()
+    run = a.runs()[1]
+    world.start(a, run)
+    world.tick(7, hearing=(a,))
+    b = world.ready("b")
+    problem = m.Problem(code="cancelled", message="")
+    world.say(a, m.Failed(job=run.job, attempt=run.attempt, problem=problem))
+    assert job.crashes == 1
+    assert job.id not in world.outcomes, "it was not the client who called it off"
+    again = (a.runs() + b.runs())[-1]
+    world.done(b if b.runs() else a, again)
+    assert world.result(job)
+    world.tick(20, hearing=(a, b))
+    assert not world.killed
+
+
+def test_a_job_that_hangs_everywhere_is_poison() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5, max_attempts=2))
+    a = world.ready("a")
+    world.submit()
+    world.done(a, a.runs()[0])
+    job = world.submit()
+    for _ in range(2):
+        run = a.runs()[-1]
+        world.start(a, run)
+        world.tick(7, hearing=(a,))
+        world.say(a, m.Failed(job=run.job, attempt=run.attempt, problem=m.Problem(code="cancelled", message="")))
+    assert isinstance(world.outcomes[job.id], Poison)
 
 
 def test_before_a_models_first_picture_more_patience_is_had() -> None:
@@ -488,8 +528,10 @@ def test_before_a_models_first_picture_more_patience_is_had() -> None:
     a = world.ready("a")
     world.submit()
     world.tick(45, hearing=(a,))
-    assert not world.killed
+    assert not a.took(m.Cancel)
     world.tick(10, hearing=(a,))
+    assert not world.killed
+    world.tick(5, hearing=(a,))
     assert world.killed == ["a"]
 
 
@@ -508,7 +550,7 @@ def test_a_cancel_that_is_never_answered_ends_the_worker() -> None:
     a = world.ready("a")
     job = world.submit()
     world.do(world.pool.cancel(job.id, world.now))
-    world.tick(15, hearing=(a,))
+    world.tick(20, hearing=(a,))
     assert world.killed == ["a"]
 
 
