@@ -17,6 +17,7 @@ from gateway.fetch import Fetcher
 from gateway.front import Front
 from gateway.home import Home
 from gateway.intake import Intake
+from gateway.keeper import RestartPolicy
 from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
@@ -24,7 +25,6 @@ from gateway.metrics import Metrics
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
-from gateway.supervisor import RestartPolicy
 from shared import logs
 
 _LAG_SECONDS = 0.25

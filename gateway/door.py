@@ -35,6 +35,12 @@ class Door:
         self._ticks.pop(name, None)
         self.given_up[name] = reason
 
+    def forget(self, name: str) -> None:
+        """There is no such name any more."""
+        self._tokens.pop(name, None)
+        self._ticks.pop(name, None)
+        self.given_up.pop(name, None)
+
     def refusal(self, hello: Hello) -> tuple[str, str] | None:
         """Why this Hello is refused, as code and words; None if it may come in."""
         if hello.protocol != PROTOCOL:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.keeper import Facts, Standing
 from gateway.pool import Pool
-from gateway.supervisor import Facts, Standing
 from gateway.workers import State
 
 

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 
 from gateway.actions import Event
 from gateway.jobs.job import JobState
+from gateway.keeper import Facts, Standing
 from gateway.pool import Pool
 from gateway.results import Results
-from gateway.supervisor import Facts, Standing
 from gateway.workers import State
 
 # The moment each series began doubles their number and tells nobody anything.

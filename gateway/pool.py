@@ -72,14 +72,6 @@ class Pool:
             self._abandon(job, Draining("The server is shutting down.", retry_after_seconds=5))
         return self._settle(now)
 
-    def dismiss(self, now: float) -> list[Action]:
-        """Tell every worker to finish and leave: the last thing a gateway says."""
-        for worker in self.workers.values():
-            if worker.state is not State.DRAINING:
-                worker.move(State.DRAINING)
-                self._out.send(worker, m.Drain(reason="shutdown"))
-        return self._settle(now)
-
     # Events from those who keep workers
 
     def expect(self, name: str, token: str, now: float) -> list[Action]:
@@ -91,7 +83,21 @@ class Pool:
         """The process of this worker has ended; it will be started again unless `given_up` says otherwise."""
         self._door.close(name)
         if worker := self.workers.get(name):
-            self._lose(worker, reason, fault=True)
+            # One that was told to leave, and was not given the time, is not what its work has killed.
+            self._lose(worker, reason, fault=worker.state is not State.DRAINING)
+        return self._settle(now)
+
+    def retire(self, name: str, now: float) -> list[Action]:
+        """Give this worker nothing more: it finishes what it has and leaves."""
+        worker = self.workers.get(name)
+        if worker and worker.state is not State.DRAINING:
+            worker.move(State.DRAINING)
+            self._out.send(worker, m.Drain(reason="dismissed"))
+        return self._settle(now)
+
+    def dismissed(self, name: str, now: float) -> list[Action]:
+        """Nobody of this name will come again."""
+        self._door.forget(name)
         return self._settle(now)
 
     def given_up(self, name: str, reason: str, now: float) -> list[Action]:

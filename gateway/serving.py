@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway import hub, supervisor
+from gateway import hub, keeper
 from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
 from gateway.hub import Hub
 from gateway.jobs.job import Job, Outcome, Result
+from gateway.keeper import RestartPolicy, Standing
 from gateway.launchers import Launcher, Slot
 from gateway.limits import Limits
 from gateway.pool import Pool
-from gateway.supervisor import RestartPolicy, Supervisor
+from gateway.supervisor import Supervisor
 from shared import logs
 from shared.errors import ReplicastError
 from shared.messages import WantedModel
@@ -60,10 +61,11 @@ class Serving:
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._shown: dict[str, Shown] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        ears = supervisor.Ears(
+        ears = keeper.Ears(
             expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
             exited=self._exited,
             given_up=lambda name, reason: self._do(self.pool.given_up(name, reason, time.monotonic())),
+            dismissed=lambda name: self._do(self.pool.dismissed(name, time.monotonic())),
         )
         self.supervisor = Supervisor(launcher(self.hub.endpoint), slots, policy, ears)
 
@@ -122,6 +124,16 @@ class Serving:
             if not job.over:
                 self._do(self.pool.cancel(job.id, time.monotonic()))
 
+    def want_worker(self, name: str, standing: Standing, grace_seconds: float) -> None:
+        """Have a worker restarted (RUNNING), DRAINED or gone (STOPPED); what it has in hand is finished first.
+
+        KeyError for a name that there is not.
+        """
+        if name not in self.supervisor.facts:
+            raise KeyError(name)
+        self._do(self.pool.retire(name, time.monotonic()))
+        self.supervisor.want(name, standing, grace_seconds)
+
     def drain(self) -> None:
         """Take no new jobs."""
         self._do(self.pool.drain(time.monotonic()))
@@ -142,7 +154,8 @@ class Serving:
 
     async def stop(self) -> None:
         """Dismiss the workers, reap them, close the socket."""
-        self._do(self.pool.dismiss(time.monotonic()))
+        for name in list(self.pool.workers):
+            self._do(self.pool.retire(name, time.monotonic()))
         await self.supervisor.stop(_WORKER_GRACE_SECONDS)
         for task in self._tasks:
             task.cancel()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from gateway.keeper import Ears, RestartPolicy, Standing
 from gateway.launchers import Slot
-from gateway.supervisor import Ears, RestartPolicy, Standing, Supervisor
+from gateway.supervisor import Supervisor
 
 SLOT = Slot("a", "stub", ("0",), 1)
 
@@ -65,6 +66,7 @@ class Heard:
             expect=lambda name, token: self.lines.append(f"expect {name}"),
             exited=self._exited,
             given_up=lambda name, reason: self.lines.append("given up"),
+            dismissed=lambda name: self.lines.append(f"dismissed {name}"),
         )
 
     def _exited(self, name: str, reason: str) -> bool:
@@ -161,4 +163,71 @@ async def test_kill_ends_it_and_it_comes_back() -> None:
     supervisor.kill("nobody")
     await until(lambda: len(launcher.processes) == 2)
     assert supervisor.facts["a"].last_error == "signal SIGKILL"
+    await supervisor.stop(1)
+
+
+async def test_a_restart_is_asked_for_and_is_no_failure() -> None:
+    launcher, heard = FakeLauncher(), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    for count in range(1, 2 * QUICK.limit):
+        await until(lambda count=count: len(launcher.processes) == count and supervisor.facts["a"].pid == count)
+        supervisor.want("a", Standing.RUNNING, 5)
+    assert "given up" not in heard.lines
+    assert supervisor.facts["a"].last_error == ""
+    await supervisor.stop(1)
+
+
+async def test_what_is_drained_stays_away_until_it_is_wanted_again() -> None:
+    launcher, heard = FakeLauncher(), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    await until(lambda: supervisor.facts["a"].pid)
+    supervisor.want("a", Standing.DRAINED, 5)
+    assert supervisor.facts["a"].standing is Standing.DRAINING
+    await until(lambda: supervisor.facts["a"].standing is Standing.DRAINED)
+    assert heard.lines == ["expect a", "exited exit status 0", "given up"]
+    await asyncio.sleep(0.02)
+    assert len(launcher.processes) == 1
+    supervisor.want("a", Standing.RUNNING, 5)
+    await until(lambda: supervisor.facts["a"].pid == 2)
+    assert supervisor.facts["a"].standing is Standing.RUNNING
+    await supervisor.stop(1)
+
+
+async def test_who_does_not_leave_in_time_is_killed() -> None:
+    launcher = FakeLauncher(stubborn=True)
+    supervisor = Supervisor(launcher, [SLOT], QUICK, Heard().ears)
+    supervisor.start()
+    await until(lambda: supervisor.facts["a"].pid)
+    supervisor.want("a", Standing.RUNNING, 0.02)
+    await until(lambda: supervisor.facts["a"].pid == 2)
+    assert launcher.processes[0].ended.result() == -9
+    await asyncio.sleep(0.05)
+    assert supervisor.facts["a"].pid == 2, "the time of the former process is not the new one's"
+    await supervisor.stop(0.01)
+
+
+async def test_workers_come_and_go() -> None:
+    launcher, heard = FakeLauncher(), Heard()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
+    supervisor.start()
+    supervisor.add(Slot("b", "stub", ("1",), 1))
+    await until(lambda: all(fact.pid for fact in supervisor.facts.values()) and len(supervisor.facts) == 2)
+    supervisor.want("b", Standing.STOPPED, 5)
+    await until(lambda: list(supervisor.facts) == ["a"])
+    assert heard.lines[-1] == "dismissed b"
+    await supervisor.stop(1)
+    assert list(supervisor.facts) == ["a"]
+
+
+async def test_a_quarantined_worker_can_be_started_by_hand() -> None:
+    launcher = FakeLauncher(status=1)
+    policy = RestartPolicy(backoff_seconds=0.001, limit=3, window_seconds=60, retry_seconds=60)
+    supervisor = Supervisor(launcher, [SLOT], policy, Heard().ears)
+    supervisor.start()
+    await until(lambda: supervisor.facts["a"].standing is Standing.QUARANTINED)
+    launcher._status = None
+    supervisor.want("a", Standing.RUNNING, 5)
+    await until(lambda: supervisor.facts["a"].pid == 4)
     await supervisor.stop(1)
