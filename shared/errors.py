@@ -7,6 +7,10 @@ ReplicastError
 │   ├── BadImage              invalid_image_file      a picture to work from cannot be read, or passes a limit
 │   ├── UnsupportedSize       unsupported_size        the model cannot make exactly this size
 │   └── UnsupportedOperation  unsupported_operation   the model's family cannot do this
+├── InvalidKey                invalid_api_key         the key is missing, unknown, or revoked
+├── WrongRole                 insufficient_role       the key's role may not do this
+├── OriginRefused             origin_not_allowed      a page from elsewhere asks
+├── Misdirected               misdirected_request     the Host header names another server
 ├── UnknownModel              model_not_found         no model of this name is configured
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
@@ -14,6 +18,7 @@ ReplicastError
 ├── TooLarge                  payload_too_large       the body passed its limit while it was read
 ├── UnsupportedMedia          unsupported_media_type  the content type cannot be read here
 ├── QueueFull                 queue_full              the model's queue is at its limit
+├── RateLimited               rate_limit_exceeded     the key, or the address, asks too much
 ├── NotReady                  not_ready               no replica in step holds the model
 │   └── Draining              draining                the server is going down
 ├── Expired                   expired                 the deadline passed first
@@ -78,6 +83,22 @@ class UnsupportedOperation(BadInput):
     code = "unsupported_operation"
 
 
+class InvalidKey(ReplicastError):
+    code = "invalid_api_key"
+
+
+class WrongRole(ReplicastError):
+    code = "insufficient_role"
+
+
+class OriginRefused(ReplicastError):
+    code = "origin_not_allowed"
+
+
+class Misdirected(ReplicastError):
+    code = "misdirected_request"
+
+
 class UnknownModel(ReplicastError):
     code = "model_not_found"
 
@@ -104,6 +125,10 @@ class UnsupportedMedia(ReplicastError):
 
 class QueueFull(ReplicastError):
     code = "queue_full"
+
+
+class RateLimited(ReplicastError):
+    code = "rate_limit_exceeded"
 
 
 class NotReady(ReplicastError):

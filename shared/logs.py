@@ -22,7 +22,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _SECRET_FIELDS = re.compile(r"token|secret|password|authorization|api_?key", re.IGNORECASE)
 # The last one: a signed path opens what it names.
-_SECRET_WORDS = re.compile(r"(\b(?i:bearer)\s+|\bsk-|\brc-|/images/files/)[A-Za-z0-9_\-\.]{8,}")
+_SECRET_WORDS = re.compile(r"(\b(?i:bearer|basic)\s+|\bsk-|\brc_|/images/files/)[A-Za-z0-9_\-\.+/=~]{8,}")
 # Control characters could forge a second line or drive a terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LONGEST = 2000

@@ -21,6 +21,9 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.BadImage: 400,
     errors.UnsupportedSize: 400,
     errors.UnsupportedOperation: 400,
+    errors.InvalidKey: 401,
+    errors.WrongRole: 403,
+    errors.OriginRefused: 403,
     errors.UnknownModel: 404,
     errors.RouteNotFound: 404,
     errors.MethodNotAllowed: 405,
@@ -28,7 +31,9 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.UnsupportedMedia: 415,
+    errors.Misdirected: 421,
     errors.QueueFull: 429,
+    errors.RateLimited: 429,
     errors.Cancelled: 499,
     errors.JobFailed: 500,
     errors.InvalidOutput: 500,
@@ -57,8 +62,10 @@ def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Resp
     if error.retry_after_seconds is not None:
         # Spread, so that a crowd that was refused together does not come back together.
         headers["retry-after"] = str(min(60, math.ceil(error.retry_after_seconds * random.uniform(1.0, 1.25))))
-    if status in (507, 502, 500):
-        # Trying again at once would only repeat it: a client's automatic retry is told not to.
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status in (507, 502, 500) or (status == 429 and error.retry_after_seconds is None):
+        # Trying again would only repeat it: a client's automatic retry is told not to.
         headers["x-should-retry"] = "false"
     return Response(body(error), status, headers, media_type="application/json")
 

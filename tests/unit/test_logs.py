@@ -60,8 +60,9 @@ def test_no_secret_reaches_a_line(form: logs.Format) -> None:
     logs.setup("info", form, stream=out)
     logs.get("x").info("event", token="abcdefghijkl", header="Bearer abcdefghijkl", key="sk-abcdefghijkl")
     logs.get("x").info("event", path="/v1/images/files/0.1.abcdefghijkl.png")
+    logs.get("x").info("event", path="/v1?key=rc_abcdefghijkl", header="Basic +/abcdefghijkl==")
     assert "abcdefghijkl" not in out.getvalue()
-    assert out.getvalue().count("[redacted]") == 4
+    assert out.getvalue().count("[redacted]") == 5
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
