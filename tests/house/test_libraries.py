@@ -16,6 +16,7 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "starlette": ("fastapi", "", ("gateway/app.py", "gateway/api/*", "gateway/front.py")),
     "uvicorn": ("uvicorn", "", ("gateway/serve.py", "gateway/protocol.py")),
     "uvloop": ("uvloop", "", ("gateway/serve.py",)),
+    "limits": ("limits", "", ("gateway/rates.py",)),
     "typer": ("typer", "", ("gateway/cli*",)),
     "click": ("typer", "", ("gateway/cli*",)),
     "zmq": ("pyzmq", "", ("gateway/hub.py", "worker/link.py")),
