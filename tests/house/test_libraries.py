@@ -13,7 +13,7 @@ from tests.house.tree import PACKAGES, expect_none, read, sources
 # import name -> (name in pyproject.toml, extra or "" for the base, the files that may import it; * crosses folders)
 LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "fastapi": ("fastapi", "", ("gateway/app.py", "gateway/api/*")),
-    "starlette": ("fastapi", "", ("gateway/app.py", "gateway/api/*", "gateway/front.py")),
+    "starlette": ("fastapi", "", ("gateway/app.py", "gateway/api/*", "gateway/front.py", "gateway/guard.py")),
     "uvicorn": ("uvicorn", "", ("gateway/serve.py", "gateway/protocol.py")),
     "uvloop": ("uvloop", "", ("gateway/serve.py",)),
     "limits": ("limits", "", ("gateway/rates.py",)),
