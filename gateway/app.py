@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import docs, errors, files, health, images, models, page, schema
+from gateway.api import access, docs, errors, files, health, images, models, page, schema
 from gateway.api.state import State
+from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.front import Front
+from gateway.guard import Guard
 from gateway.home import Home
 from gateway.intake import Intake
 from gateway.keeper import RestartPolicy
+from gateway.keys import KeyFile
 from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.quota import Quota
+from gateway.rates import Rates
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
@@ -65,8 +72,18 @@ def create(
     )
     metrics.watch_results(results)
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
-    intake = Intake(settings.max_bytes_in_flight)
-    state = State(settings, serving, metrics, results, fetcher, intake, created=int(time.time()))
+    rates = Rates()
+    state = State(
+        settings,
+        serving,
+        metrics,
+        results,
+        fetcher,
+        Intake(settings.max_bytes_in_flight),
+        auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
+        quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
+        created=int(time.time()),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -85,16 +102,38 @@ def create(
         version=version("replicast"),
         lifespan=lifespan,
         redirect_slashes=False,
-        # FastAPI's pages load their scripts from elsewhere; ours is in api/docs.py, the schema itself at /openapi.json.
+        # FastAPI's pages load their scripts from elsewhere; ours are in api/docs.py, and the schema has a route there.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     app.openapi = lambda: schema.describe(app)  # type: ignore[method-assign]
     app.state.replicast = state
     errors.install(app)
-    for room in (images, files, models, health, page, docs):
-        app.include_router(room.router)
-    return Front(app, metrics, intake), state
+    for router in (
+        images.router,
+        files.router,
+        models.router,
+        health.router,
+        health.figures,
+        docs.router,
+        page.router,
+    ):
+        app.include_router(router)
+    access.expect_roles(app)
+    return Front(_guarded(app, settings), metrics, state.intake), state
+
+
+def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The app behind its gate, which answers to this machine's names, the public one, and those that are allowed."""
+    machine, public = socket.gethostname(), urlsplit(settings.public_url or "")
+    names = ("localhost", machine, machine.split(".")[0], settings.host, public.hostname or "")
+    return Guard(
+        app,
+        hosts=(*names, *settings.allowed_hosts),
+        origins=settings.allowed_origins,
+        own=f"{public.scheme}://{public.netloc}" if settings.public_url else "",
+    )
 
 
 def _limits(settings: Settings) -> Limits:

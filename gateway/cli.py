@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway import cli_token
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(cli_token.app, name="token")
 
 _HOST = "127.0.0.1"
 _PORT = 8000
@@ -57,8 +60,9 @@ def serve(
     drain_seconds: Annotated[
         float | None, typer.Option(help="Time to finish running requests at shutdown.  [default: 30]")
     ] = None,
+    public_url: Annotated[str | None, typer.Option(help="Where clients reach this server, if not at its host.")] = None,
     allow_anonymous: Annotated[
-        bool | None, typer.Option("--allow-anonymous", help="Listen where others can reach it, without keys.")
+        bool | None, typer.Option("--allow-anonymous", help="Let in who has no key, from wherever this can be reached.")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.  [default: text]")] = None,

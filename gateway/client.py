@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import settings
-from shared.errors import BadInput, Internal, NotReady, ReplicastError
+from shared.errors import BadInput, Internal, InvalidKey, NotReady, ReplicastError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}
@@ -52,8 +52,8 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     suffix = output.suffix.lower().lstrip(".").replace("jpg", "jpeg")
     if suffix in ("png", "jpeg", "webp"):
         body["output_format"] = suffix
-    # Where `serve` would listen, with the same settings; this side has no say in who may reach it.
-    usual = settings.load({"allow_anonymous": True})
+    # Where `serve` would listen, with the same settings.
+    usual = settings.load({})
     local = f"http://{_HERE.get(usual.host, usual.host)}:{usual.port}"
     if url is not None or is_replicast(local):
         answer = _ask((url or local).rstrip("/").removesuffix("/v1"), body)
@@ -74,11 +74,20 @@ def _ask(address: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
     )
+    key = settings.api_key()
+    if key is not None:
+        # Not for wherever this address may send us on to.
+        request.add_unredirected_header("authorization", f"Bearer {key}")
     try:
         with _open(request, _ANSWER_SECONDS) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except urllib.error.HTTPError as error:
+        if error.code == 401:
+            wrong = (
+                "does not take the key that REPLICAST_API_KEY holds" if key else "needs a key: set REPLICAST_API_KEY"
+            )
+            raise InvalidKey(f"{address} {wrong}") from error
         raise _said(error) from error
     except (OSError, ValueError) as error:
         raise NotReady(f"{address} does not answer: {error}") from error
@@ -102,10 +111,10 @@ def _said(error: urllib.error.HTTPError) -> ReplicastError:
 def is_replicast(address: str) -> bool:
     """Whether a Replicast server answers here: something else may listen on its usual port."""
     try:
-        with _open(urllib.request.Request(f"{address}/v1/models?all=true"), _LOOK_SECONDS) as response:
-            rows = json.load(response)["data"]
-            return any(row.get("owned_by") == "replicast" for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # What needs no key: it is not known yet who would get it.
+        with _open(urllib.request.Request(f"{address}/openapi.json"), _LOOK_SECONDS) as response:
+            return bool(json.load(response)["info"]["title"] == "Replicast")
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

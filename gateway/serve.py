@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import ipaddress
 import json
 import resource
 import shlex
@@ -21,6 +22,7 @@ from gateway import app
 from gateway.api.state import State
 from gateway.health import readiness
 from gateway.home import Home
+from gateway.keys import KeyFile
 from gateway.protocol import BoundedProtocol
 from gateway.settings import Settings
 from gateway.slots import plan
@@ -39,6 +41,7 @@ log = logs.get("serve")
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit status. Raises ConfigError for what keeps it from starting."""
     logs.setup(settings.log_level, settings.log_format)
+    _expect_keys(settings)
     _keep_freed_memory()
     gpus = [gpu.name for gpu in devices.visible_gpus()] if settings.device in ("auto", "cuda") else []
     slots = plan(settings, gpus=gpus, cores=devices.cpu_count(), mps=devices.has_mps())
@@ -78,6 +81,24 @@ def _protocol(settings: Settings) -> type[BoundedProtocol]:
         max_connections = most
 
     return Protocol
+
+
+def _expect_keys(settings: Settings) -> None:
+    """Before anybody can reach us: those who are elsewhere need a key to be let in by."""
+    if settings.allow_anonymous or _is_loopback(settings.host) or KeyFile(settings.data_dir).read():
+        return
+    raise ConfigError(
+        f"--host {settings.host} can be reached by others and there is no key: make one with "
+        "`replicast token create --role inference`, or add --allow-anonymous if that is meant",
+        param="host",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _keep_freed_memory() -> None:
@@ -126,12 +147,13 @@ async def _announce(server: _Server, state: State, address: str) -> None:
     """Say where we are as soon as we listen, and that we are ready as soon as that is true."""
     serving, model = state.serving, state.default_model
     request = json.dumps({"model": model, "prompt": "a red circle on a blue background", "size": "512x512"})
+    show = ' -H "Authorization: Bearer $REPLICAST_API_KEY"' if state.auth.needs_keys else ""
     await _until(lambda: server.started)
     _say(f"""
   Replicast  {address}
   serving    {_models(state)}, replicas: {len(serving.supervisor.facts)}; wait for `ready`
   page       {address}/
-  try        curl -sSf {address}/v1/images/generations -d {shlex.quote(request)} \\
+  try        curl -sSf {address}/v1/images/generations{show} -d {shlex.quote(request)} \\
                | sed 's/.*"b64_json":"\\([^"]*\\)".*/\\1/' | base64 -d > out.png
   stop       Ctrl-C
 """)

@@ -41,7 +41,7 @@ Shown = Callable[[Job, int, Buffer], None]
 
 
 class Serving:
-    """Everything behind the HTTP routes. `run` is the one way in; `start` and `stop` belong to the app's lifespan."""
+    """Everything behind the HTTP routes. `taken` is the one way in; `start` and `stop` belong to the app's lifespan."""
 
     def __init__(
         self,
@@ -83,17 +83,6 @@ class Serving:
             asyncio.create_task(self._forever(self._tick), name="tick"),
         ]
         self.supervisor.start()
-
-    async def run(self, jobs: list[Job]) -> list[Result]:
-        """Submit jobs that belong together and wait for all of them. One that fails takes the others with it.
-
-        Raises what the pool or a worker says of the first that cannot be had. Cancelled, it abandons all of them.
-        """
-        with self.taken(jobs) as answers:
-            for outcome in asyncio.as_completed(answers) if len(answers) > 1 else answers:
-                if isinstance(got := await outcome, ReplicastError):
-                    raise got
-            return [answer.result() for answer in answers]  # type: ignore[misc]
 
     @contextmanager
     def taken(self, jobs: list[Job], shown: Shown | None = None) -> Iterator[list[asyncio.Future[Outcome]]]:
@@ -210,3 +199,11 @@ class Serving:
                 case Note():
                     self._noted(action.event)
                     log.log(_LEVELS.get(action.event, logging.INFO), action.event, **action.fields)
+
+
+async def wait_for_all(answers: list[asyncio.Future[Outcome]]) -> list[Result]:
+    """The results of jobs that belong together, in their order. Raises the first failure among them."""
+    for outcome in asyncio.as_completed(answers) if len(answers) > 1 else answers:
+        if isinstance(got := await outcome, ReplicastError):
+            raise got
+    return [answer.result() for answer in answers]  # type: ignore[misc]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared import sources
@@ -21,9 +23,11 @@ from shared.logs import Format, Level
 from shared.messages import WantedModel
 
 _PREFIX = "REPLICAST_"
-# Said to a worker or read by the Makefile, not settings of the gateway.
-_NOT_OURS = ("REPLICAST_WORKER_", "REPLICAST_CONFIG")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Said to a worker, read below, or a client's: not settings of the gateway.
+_NOT_OURS = ("REPLICAST_WORKER_", "REPLICAST_CONFIG", "REPLICAST_API_KEY")
+_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-][a-z0-9._-]*")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+_USUAL = {"http": ":80", "https": ":443"}
 
 
 def _words(value: object) -> object:
@@ -34,6 +38,34 @@ def _words(value: object) -> object:
 def _data_dir() -> Path:
     home = os.environ.get("XDG_DATA_HOME")
     return (Path(home) if home else Path.home() / ".local" / "share") / "replicast"
+
+
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    lower = tuple(host.lower().rstrip(".") for host in hosts)
+    if wrong := [host for host in lower if not _HOST.fullmatch(host)]:
+        raise ValueError(f"{wrong[0]!r} is no name of a host: write it without scheme and port, or *.name, or *")
+    return lower
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_origin, origins))
+
+
+def _origin(text: str) -> str:
+    """As a browser writes it: in lower case, and with the port only where it is not the usual one."""
+    found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
+    if found is None:
+        raise ValueError(f"{text!r} is no origin: write scheme://host or scheme://host:port")
+    scheme, host, port = found.groups(default="")
+    return f"{scheme}://{host}{port if port != _USUAL.get(scheme) else ''}"
+
+
+def _url(url: str) -> str:
+    parsed = urlsplit(url)
+    more = parsed.username or parsed.query or parsed.fragment
+    if parsed.scheme not in _USUAL or more or not re.fullmatch(r"[\w.~/-]*", parsed.path, re.ASCII):
+        raise ValueError("expected http:// or https://, a host, and at most a port and a path after it")
+    return _origin(f"{parsed.scheme}://{parsed.netloc}") + parsed.path.rstrip("/")
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
@@ -48,7 +80,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    allow_anonymous: bool = Field(False, description="listen on an address others can reach, without keys")
+    public_url: Annotated[str, AfterValidator(_url)] | None = Field(None, description="where clients reach this server")
+    allowed_hosts: Annotated[Words, AfterValidator(_hosts)] = Field((), description="further names to answer to")
+    allowed_origins: Annotated[Words, AfterValidator(_origins)] = Field((), description="sites whose pages may ask")
+    allow_anonymous: bool = Field(False, description="let in who has no key, from wherever this can be reached")
+    key_max_requests: int | None = Field(None, ge=1, description="requests that a key may have in flight")
+    key_images_per_minute: int | None = Field(None, ge=1, description="images that a key may ask for in a minute")
     model: Words = Field(
         ("shapes",), description="model to serve: an embedded name, stub, or a Diffusers folder; repeatable"
     )
@@ -83,7 +120,6 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(4096, ge=16, le=1_000_000, description="open connections; one more is answered 503")
     png_parameters: bool = Field(True, description="write into a PNG what it was made from")
-    public_url: str | None = Field(None, description="address by which clients reach the server, for links in answers")
     result_seconds: float = Field(
         3600.0, ge=1, le=2_678_400, description="how long the picture of a url result is kept"
     )
@@ -124,10 +160,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.host not in _LOOPBACK and not self.allow_anonymous:
-            raise ValueError(
-                f"--host {self.host} can be reached by others and no key is set: add --allow-anonymous if that is meant"
-            )
         if self.suspect_after_pings > self.gone_after_pings:
             raise ValueError("suspect_after_pings must not be larger than gone_after_pings")
         if not self.model:
@@ -184,6 +216,14 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
         if first["type"] == "string_pattern_mismatch":
             said = f"expected {Settings.model_fields[place].description}"
         raise ConfigError(flag + said, param=place or None) from error
+
+
+def api_key() -> str | None:
+    """The key that a client of ours shows, from REPLICAST_API_KEY. Raises ConfigError if what is there can be none."""
+    key = os.environ.get("REPLICAST_API_KEY", "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigError("REPLICAST_API_KEY does not hold a key")
+    return key or None
 
 
 def _read(path: Path) -> dict[str, Any]:

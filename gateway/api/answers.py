@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from gateway.api import errors
 from gateway.api.orders import Order
 from gateway.api.state import State
 from gateway.jobs.job import Job, Outcome, Result
+from gateway.serving import Shown, wait_for_all
 from shared import logs
 from shared.errors import ReplicastError
 from shared.wire import Buffer
@@ -27,13 +28,14 @@ HEARTBEAT_SECONDS = 10.0
 
 log = logs.get("http")
 
-Inbox = asyncio.Queue[tuple[Job, int, Buffer] | tuple[Job, Outcome]]
+# A preview with its number, or a picture.
+News = tuple[Job, int, Buffer] | tuple[Job, Result]
 
 
 async def whole(request: Request, state: State, order: Order) -> list[Result]:
     """The pictures of an order. Raises what keeps the first of them; one that fails takes the others with it."""
-    async with _withdrawn_when_gone(request, state, order):
-        results = await state.serving.run(order.jobs)
+    async with _carried_out(request, state, order) as answers:
+        results = await wait_for_all(answers)
     count(state, order, results)
     return results
 
@@ -123,42 +125,28 @@ async def _events(request: Request, state: State, order: Order, name: str) -> As
 
     What goes wrong before the first event is raised; after it, it is the last event.
     """
-    inbox: Inbox = asyncio.Queue()
     began = False
-    places = {job.id: place for place, job in enumerate(order.jobs)}
-    shown = dict.fromkeys(places, -1)
+    shown = dict.fromkeys((job.id for job in order.jobs), -1)
     try:
-        async with _withdrawn_when_gone(request, state, order):
-            with state.serving.taken(order.jobs, lambda *preview: inbox.put_nowait(preview)) as answers:
-                for job, answer in zip(order.jobs, answers, strict=True):
-                    answer.add_done_callback(partial(_deliver, inbox, job))
-                left = len(order.jobs)
-                while left:
-                    try:
-                        async with asyncio.timeout(HEARTBEAT_SECONDS):
-                            news = await inbox.get()
-                    except TimeoutError:
-                        began = True
-                        yield responses.HEARTBEAT
-                        continue
-                    match news:
-                        case (job, int(preview), image):
-                            if preview <= shown[job.id]:
-                                continue  # of an attempt that was lost: this one has been seen
-                            shown[job.id] = preview
-                            facts = _facts(order, job, places[job.id]) | {"partial_image_index": preview}
-                            began = True
-                            yield responses.image_event(f"{name}.partial_image", image, facts)
-                        case (job, Result() as result):
-                            left -= 1
-                            count(state, order, [result])
-                            facts = _facts(order, job, places[job.id]) | {"usage": responses.usage([result])}
-                            if order.wish.return_parameters:
-                                facts["replicast"] = _recipe(order, [result])
-                            began = True
-                            yield responses.image_event(f"{name}.completed", result.images[0], facts)
-                        case (_, ReplicastError() as error):
-                            raise error
+        async with aclosing(_news(request, state, order)) as all_news:
+            async for news in all_news:
+                match news:
+                    case None:
+                        event = responses.HEARTBEAT
+                    case (job, int(preview), image):
+                        if preview <= shown[job.id]:
+                            continue  # of an attempt that was lost: this one has been seen
+                        shown[job.id] = preview
+                        facts = _facts(order, job) | {"partial_image_index": preview}
+                        event = responses.image_event(f"{name}.partial_image", image, facts)
+                    case (job, result):
+                        count(state, order, [result])
+                        facts = _facts(order, job) | {"usage": responses.usage([result])}
+                        if order.wish.return_parameters:
+                            facts["replicast"] = _recipe(order, [result])
+                        event = responses.image_event(f"{name}.completed", result.images[0], facts)
+                began = True
+                yield event
     except ReplicastError as error:
         if not began:
             raise
@@ -166,12 +154,46 @@ async def _events(request: Request, state: State, order: Order, name: str) -> As
         yield responses.error_event(errors.body(error))
 
 
-def _deliver(inbox: Inbox, job: Job, answer: asyncio.Future[Outcome]) -> None:
-    if not answer.cancelled():
-        inbox.put_nowait((job, answer.result()))
+async def _news(request: Request, state: State, order: Order) -> AsyncGenerator[News | None, None]:
+    """What becomes of the order, as it happens, and None when for a while nothing did. Raises its first failure."""
+    inbox: asyncio.Queue[tuple[Job, int, Buffer] | tuple[Job, Outcome]] = asyncio.Queue()
+
+    def deliver(job: Job, answer: asyncio.Future[Outcome]) -> None:
+        if not answer.cancelled():
+            inbox.put_nowait((job, answer.result()))
+
+    async with _carried_out(request, state, order, lambda *preview: inbox.put_nowait(preview)) as answers:
+        for job, answer in zip(order.jobs, answers, strict=True):
+            answer.add_done_callback(partial(deliver, job))
+        left = len(order.jobs)
+        while left:
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    news = await inbox.get()
+            except TimeoutError:
+                yield None
+                continue
+            match news:
+                case (_, ReplicastError() as error):
+                    raise error
+                case (job, Result() as result):
+                    left -= 1
+                    yield job, result
+                case (job, int(preview), image):
+                    yield job, preview, image
 
 
-def _facts(order: Order, job: Job, place: int) -> dict[str, Any]:
+@asynccontextmanager
+async def _carried_out(
+    request: Request, state: State, order: Order, shown: Shown | None = None
+) -> AsyncIterator[list[asyncio.Future[Outcome]]]:
+    """The order's answers, within what its caller may ask for, for as long as the client is there."""
+    with state.quota.hold(order.caller, images=len(order.jobs)), state.serving.taken(order.jobs, shown) as answers:
+        async with _withdrawn_when_gone(request, state, order):
+            yield answers
+
+
+def _facts(order: Order, job: Job) -> dict[str, Any]:
     parameters = order.parameters
     return {
         "created_at": order.created,
@@ -180,7 +202,7 @@ def _facts(order: Order, job: Job, place: int) -> dict[str, Any]:
         "background": "transparent" if parameters.transparent else "opaque",
         "output_format": parameters.output_format,
         "seed": job.seeds[0],
-        "image_index": place,
+        "image_index": order.jobs.index(job),
     }
 
 

@@ -6,10 +6,13 @@ import asyncio
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter
+import orjson
+from fastapi import Request
 from starlette.responses import Response
 
-router = APIRouter(include_in_schema=False)
+from gateway.api import access
+
+router = access.router(access.PUBLIC, include_in_schema=False)
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -24,6 +27,12 @@ _FILES = {
     "/docs/swagger-ui.css": (_SWAGGER, "resources/swagger-ui.css", _CSS),
     "/docs/swagger-ui-bundle.js": (_SWAGGER, "resources/swagger-ui-bundle.js", _SCRIPT),
 }
+
+
+@router.get("/openapi.json")
+async def schema(request: Request) -> Response:
+    """The schema of every route that is described."""
+    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
 
 
 @cache

@@ -7,17 +7,18 @@ import os
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway import results
+from gateway.api import access
 from gateway.api.schema import failures
 from gateway.api.state import State
 from gateway.settings import Settings
 from shared.errors import Gone
 
-router = APIRouter()
+router = access.router(access.PUBLIC)
 
 _PIECE_BYTES = 256 << 10
 _TYPES = ("image/png", "image/jpeg", "image/webp")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
+from gateway.api import access
 from gateway.api.schema import failures
 from gateway.api.state import State
 from gateway.health import readiness
+from gateway.keys import Role
 from gateway.metrics import CONTENT_TYPE
 
-router = APIRouter(tags=["health"])
+router = access.router(access.PUBLIC, tags=["health"])
+figures = access.router(Role.METRICS, tags=["health"])
 
 
 @router.get("/livez", responses=failures())
@@ -31,7 +34,7 @@ async def ready(request: Request) -> Response:
     return Response(orjson.dumps(story), 200 if is_ready else 503, headers, media_type="application/json")
 
 
-@router.get("/metrics", responses=failures())
+@figures.get("/metrics", responses=failures())
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     state: State = request.app.state.replicast

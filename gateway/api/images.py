@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from gateway import responses, uploads
-from gateway.api import answers, body, forms, orders, schema
+from gateway.api import access, answers, body, forms, orders, schema
 from gateway.api.files import absolute
 from gateway.api.state import State
 from gateway.api.wishes import Edit, Generation, Variation, Wish
+from gateway.keys import Role
 from gateway.uploads import Upload
 from shared.cards import Task
 from shared.errors import BadInput, TooLarge, UnsupportedOperation
 
-router = APIRouter(tags=["images"])
+router = access.router(Role.INFERENCE, tags=["images"])
 
 # Names under which OpenAI's clients expect an address, unless they say otherwise.
 _LINKING = ("dall-e-2", "dall-e-3")
@@ -71,7 +72,8 @@ def _state(request: Request) -> State:
 
 async def _answer(request: Request, wish: Wish, task: Task, inputs: Sequence[Upload], arrived: float) -> Response:
     state = _state(request)
-    order = orders.place(state, wish, task, request.scope["state"]["request_id"], arrived, inputs)
+    said = request.scope["state"]
+    order = orders.place(state, wish, task, said["caller"], said["request_id"], arrived, inputs)
     if wish.stream:
         name = "image_generation" if task == "generate" else "image_edit"
         return await answers.streamed(request, state, order, name)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
+from gateway.api import access
 from gateway.api.schema import failures
 from gateway.api.state import State
 from gateway.api.wishes import MAX_IMAGES, MAX_SEED
 from gateway.health import ready_replicas
+from gateway.keys import Role
 from shared.cards import ModelCard
 
-router = APIRouter(tags=["models"])
+router = access.router(Role.INFERENCE, tags=["models"])
 
 
 @router.get("/v1/models", responses=failures())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gateway.api.state import State
 from gateway.api.wishes import MAX_IMAGES, MAX_SIDE, Wish
+from gateway.auth import Caller
 from gateway.jobs.job import Job
 from gateway.uploads import Upload
 from shared.cards import ModelCard, Size, Task
@@ -25,6 +26,7 @@ class Order:
 
     wish: Wish
     task: Task
+    caller: Caller
     model: str
     card: ModelCard
     parameters: Parameters
@@ -34,7 +36,13 @@ class Order:
 
 
 def place(
-    state: State, wish: Wish, task: Task, request_id: str, arrived: float, inputs: Sequence[Upload] = ()
+    state: State,
+    wish: Wish,
+    task: Task,
+    caller: Caller,
+    request_id: str,
+    arrived: float,
+    inputs: Sequence[Upload] = (),
 ) -> Order:
     """The order for a wish and the pictures it works from; of an inpainting the last is the mask.
 
@@ -59,12 +67,13 @@ def place(
             inputs=tuple(upload.data for upload in inputs),
             previews=(wish.partial_images or 0) if wish.stream else 0,
             priority=wish.priority or 0,
+            owner=caller.account,
         )
         for seed in wish.seeds()
     ]
     if wish.extra:
         state.metrics.ignored.inc(len(wish.extra))
-    return Order(wish, task, model, card, parameters, jobs, int(time.time()), arrived)
+    return Order(wish, task, caller, model, card, parameters, jobs, int(time.time()), arrived)
 
 
 def _able(card: ModelCard, task: Task, pictures: int) -> None:

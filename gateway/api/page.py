@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
 from starlette.responses import Response
 
-router = APIRouter(include_in_schema=False)
+from gateway.api import access
+
+router = access.router(access.PUBLIC, include_in_schema=False)
 
 _FOLDER = Path(__file__).parents[1] / "web"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.intake import Intake
 from gateway.metrics import Metrics
+from gateway.quota import Quota
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
@@ -26,6 +28,8 @@ class State:
     results: Results
     fetcher: Fetcher
     intake: Intake
+    auth: Auth
+    quota: Quota
     created: int
 
     @property

@@ -1,11 +1,31 @@
 // The page: asks for pictures the way any client does. Text from outside is only ever set as text.
 const at = (id) => document.getElementById(id);
 
-async function call(path, options) {
-  const response = await fetch(path, options);
+// Kept for this tab and no longer; never a cookie, which a browser would send by itself.
+const KEY = "replicast-key";
+
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+  const response = await fetch(path, { ...options, headers });
   const body = await response.json();
+  if (response.status === 401) askForKey();
   if (!response.ok) throw new Error(body.error ? body.error.message : response.statusText);
   return body;
+}
+
+function askForKey() {
+  sessionStorage.removeItem(KEY);
+  at("door").hidden = false;
+  at("key").focus();
+}
+
+function useKey(event) {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, at("key").value);
+  at("door").reset();
+  at("door").hidden = true;
+  load().catch(fail);
 }
 
 function option(value, label) {
@@ -90,7 +110,8 @@ async function generate(event) {
 
 at("model").addEventListener("change", showSizes);
 at("ask").addEventListener("submit", generate);
+at("door").addEventListener("submit", useKey);
 load().catch((error) => {
   fail(error);
-  setTimeout(() => load().catch(fail), 2000);
+  if (at("door").hidden) setTimeout(() => load().catch(fail), 2000);
 });

@@ -47,14 +47,20 @@ def joined(code: str) -> list[str]:
 
 @cache
 def options(command: str = "") -> frozenset[str]:
-    """The flags that `replicast COMMAND --help` prints; its commands too when no command is given."""
+    """The flags that `replicast COMMAND --help` prints, and the commands below it, of which most have none."""
     environment = {**os.environ, "COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}
     program = [str(Path(sys.executable).with_name("replicast")), *command.split(), "--help"]
     ran = subprocess.run(program, capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT)
     assert ran.returncode == 0, f"replicast {command} --help: {ran.stderr or ran.stdout}"
-    listed = "" if command else ran.stdout.partition("Commands")[2]
+    listed = ran.stdout.partition("Commands:")[2]
     words = set(re.findall(r"^[ │|]{1,4}([a-z][a-z-]+)\s", listed, flags=re.M))
     return frozenset(words | set(FLAG.findall(ran.stdout)))
+
+
+def below(command: str = "") -> list[str]:
+    """Every command below this one, `token create` too."""
+    found = [f"{command} {word}".strip() for word in sorted(options(command)) if not word.startswith("-")]
+    return found + [deeper for each in found for deeper in below(each)]
 
 
 def slug(heading: str) -> str:
@@ -101,6 +107,12 @@ def test_each_command_and_flag_it_names_exists(document: str) -> None:
             if command and command not in options():
                 wrong.append(f"replicast {command}")
                 continue
+            deeper = re.match(r"\s+([a-z][a-z-]*)(.*)$", rest)
+            if deeper and any(name.startswith(f"{command} ") for name in below()):
+                command, rest = f"{command} {deeper[1]}", deeper[2]
+                if command not in below():
+                    wrong.append(f"replicast {command}")
+                    continue
         elif served:
             command, rest = "serve", served[1]
         else:
@@ -112,7 +124,7 @@ def test_each_command_and_flag_it_names_exists(document: str) -> None:
 
 def test_each_flag_that_stands_alone_exists_in_some_command() -> None:
     alone = {span.split()[0].split("=")[0] for span in spans(read("README.md")) if FLAG.match(span)}
-    known = {flag for command in ("", *sorted(options())) if not command.startswith("-") for flag in options(command)}
+    known = {flag for command in ("", *below()) for flag in options(command)}
     expect_none(alone - known, "README.md names a flag that no command has")
 
 

@@ -20,7 +20,7 @@ from tests.http.conftest import CARDS, Gateway, running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "NONSENSE")
-# Every route, with the status of each method that it has; all others are 405.
+# Every route, with the status of each method that it has; OPTIONS is 204, and all others are 405.
 ROUTES = {
     "/": {"GET": 200},
     "/page.js": {"GET": 200},
@@ -34,6 +34,7 @@ ROUTES = {
     "/livez": {"GET": 200},
     "/readyz": {"GET": 200},
     "/metrics": {"GET": 200},
+    "/openapi.json": {"GET": 200},
     "/v1/models": {"GET": 200},
     "/v1/models/first": {"GET": 200},
     "/v1/models/org/second": {"GET": 200},
@@ -51,15 +52,17 @@ SPELLINGS = ["org/second", "org%2Fsecond", "org%2fsecond"]
 @pytest.mark.parametrize("method", METHODS)
 async def test_every_route_answers_every_method_as_written_here(gateway: Gateway, path: str, method: str) -> None:
     answer = await gateway.http.request(method, path)
-    expected = ROUTES[path].get("GET" if method == "HEAD" else method, 405)
+    expected = {"OPTIONS": 204, **ROUTES[path]}.get("GET" if method == "HEAD" else method, 405)
     assert answer.status_code == expected, answer.text
     assert re.fullmatch(r"req_[0-9a-f]{24}", answer.headers["x-request-id"])
     assert answer.headers["openai-processing-ms"].isdecimal()
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "server" not in answer.headers
+    if expected in (204, 405):
+        heads = {"HEAD"} if "GET" in ROUTES[path] else set()
+        assert set(answer.headers["allow"].split(", ")) == {*ROUTES[path], *heads, "OPTIONS"}
     if expected == 405:
         assert answer.headers["content-type"] == "application/json"
-        assert set(answer.headers["allow"].split(", ")) == set(ROUTES[path])
     if expected == 405 and method != "HEAD":
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
         assert answer.json()["error"]["code"] == "method_not_allowed"

@@ -57,7 +57,9 @@ def test_a_client_that_leaves_in_mid_upload_harms_nobody(serve: Serve) -> None:
     server = serve("--device", "stub:1")
     host, port = server.address.removeprefix("http://").split(":")
     with closing(socket.create_connection((host, int(port)), 10.0)) as connection:
-        connection.sendall(b'POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"prom')
+        connection.sendall(
+            b'POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\n{"prom'
+        )
         until(lambda: server.http.get("/livez").status_code == 200, "it is alive")
     until(lambda: server.metric("replicast_http_requests_total", route="/v1/images/generations") == 1, "it is over")
     assert server.metric("replicast_http_requests_total", status="499") == 1

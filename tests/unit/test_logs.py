@@ -62,7 +62,7 @@ def test_no_secret_reaches_a_line(form: logs.Format) -> None:
     logs.get("x").info("event", path="/v1/images/files/0.1.abcdefghijkl.png")
     logs.get("x").info("event", path="/v1?key=rc_abcdefghijkl", header="Basic +/abcdefghijkl==")
     assert "abcdefghijkl" not in out.getvalue()
-    assert out.getvalue().count("[redacted]") == 5
+    assert out.getvalue().count("[redacted]") == 6
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import serve
-from gateway.settings import Settings, load
+from gateway.settings import Settings, api_key, load
 from shared.errors import ConfigError
 
 
@@ -51,7 +51,18 @@ def test_models_come_as_a_list_or_as_words(config: Path, monkeypatch: pytest.Mon
         ('port = "many"', "--port"),
         ("port = ", "not TOML"),
         ('device = "tpu"', "--device"),
-        ('host = "0.0.0.0"', "--allow-anonymous"),
+        ('public_url = "ftp://x"', "--public-url: expected http"),
+        ('public_url = "http://user:secret@x"', "--public-url: expected http"),
+        ('public_url = "https://x/?a=b"', "--public-url: expected http"),
+        ('public_url = "https://"', "--public-url"),
+        ('allowed_hosts = ["img.example:8000"]', "'img.example:8000' is no name of a host"),
+        ('allowed_hosts = ["http://img.example"]', "no name of a host"),
+        ('allowed_hosts = ["img.*"]', "no name of a host"),
+        ('allowed_origins = ["*"]', r"'\*' is no origin"),
+        ('allowed_origins = ["null"]', "'null' is no origin"),
+        ('allowed_origins = ["https://a.example/app"]', "is no origin"),
+        ("key_max_requests = 0", "--key-max-requests"),
+        ("key_images_per_minute = -1", "--key-images-per-minute"),
         ("suspect_after_pings = 9", "suspect_after_pings"),
         ("model = []", "no model"),
     ],
@@ -72,6 +83,26 @@ def test_a_mistyped_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REPLICAST_NUM_GPU", "2")
     with pytest.raises(ConfigError, match="did you mean 'num_gpus'"):
         load({})
+
+
+def test_names_and_sites_are_kept_as_a_browser_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLICAST_ALLOWED_HOSTS", "Img.Example., *.LAB.example *")
+    monkeypatch.setenv("REPLICAST_ALLOWED_ORIGINS", "https://App.example:443/ http://[::1]:3000 http://a.example:443")
+    chosen = load({"public_url": "HTTPS://Gpu.Example:443/Images/"})
+    assert chosen.allowed_hosts == ("img.example", "*.lab.example", "*")
+    assert chosen.allowed_origins == ("https://app.example", "http://[::1]:3000", "http://a.example:443")
+    assert chosen.public_url == "https://gpu.example/Images"
+    assert load({"public_url": "http://10.0.0.1:8000"}).public_url == "http://10.0.0.1:8000"
+
+
+def test_a_clients_key_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api_key() is None
+    monkeypatch.setenv("REPLICAST_API_KEY", " rc_abc\n")
+    load({})
+    assert api_key() == "rc_abc"
+    monkeypatch.setenv("REPLICAST_API_KEY", "two words")
+    with pytest.raises(ConfigError, match="does not hold a key"):
+        api_key()
 
 
 def test_settings_cannot_be_changed() -> None:
