@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import access, docs, errors, files, health, images, models, page, schema
+from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema
 from gateway.api.state import State
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
@@ -45,10 +45,12 @@ def create(
     slots: tuple[Slot, ...],
     home: Home,
     launcher: Callable[[str], Launcher] | None = None,
+    possible: tuple[Slot, ...] = (),
 ) -> tuple[ASGIApp, State]:
     """The server as an ASGI app, and the state behind it. `home` is entered; nothing runs before the lifespan.
 
     `launcher` makes, of the endpoint that workers dial, what starts them; without it they are local processes.
+    `possible` are the slots that there could be, for whoever wants more of them later.
     """
     settings.aliases()
     term = home.next_term()
@@ -56,6 +58,7 @@ def create(
     serving = Serving(
         settings.models(),
         slots,
+        possible=possible,
         limits=_limits(settings),
         policy=_policy(settings),
         term=term,
@@ -116,6 +119,7 @@ def create(
         models.router,
         health.router,
         health.figures,
+        admin.router,
         docs.router,
         page.router,
     ):

@@ -105,6 +105,18 @@ def generate(
 
 
 @app.command()
+def scale(
+    replicas: Annotated[int, typer.Argument(min=1, help="How many replicas there shall be.")],
+    url: Annotated[str | None, typer.Option(help="Server to tell; the one at the usual address without it.")] = None,
+) -> None:
+    """Have more or fewer replicas on a running server; those that are too many finish their work first."""
+    from gateway.client import scale
+
+    for line in scale(replicas, url):
+        typer.echo(line)
+
+
+@app.command()
 def doctor(
     port: Annotated[int, typer.Option(help="Port to look at.")] = _PORT,
     data_dir: Annotated[Path | None, typer.Option(help="Data folder to look at.")] = None,

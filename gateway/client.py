@@ -52,11 +52,9 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     suffix = output.suffix.lower().lstrip(".").replace("jpg", "jpeg")
     if suffix in ("png", "jpeg", "webp"):
         body["output_format"] = suffix
-    # Where `serve` would listen, with the same settings.
-    usual = settings.load({})
-    local = f"http://{_HERE.get(usual.host, usual.host)}:{usual.port}"
-    if url is not None or is_replicast(local):
-        answer = _ask((url or local).rstrip("/").removesuffix("/v1"), body)
+    address = _meant(url)
+    if url is not None or is_replicast(address):
+        answer = _ask(address, body)
     else:
         with _server(wish.model) as address:
             # It serves one model, by an id that is not how --model wrote it: a folder, options.
@@ -70,9 +68,23 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
     return paths
 
 
-def _ask(address: str, body: dict[str, Any]) -> dict[str, Any]:
+def scale(replicas: int, url: str | None) -> list[str]:
+    """Have so many replicas; a line for each worker as it is now. Raises a ReplicastError."""
+    answer = _ask(_meant(url), {"replicas": replicas}, "/v1/admin/scale")
+    return [f"{row['id']}  {row['state']}" for row in answer["data"]]
+
+
+def _meant(url: str | None) -> str:
+    """The server that is meant: without a word, the one where `serve` would listen with the same settings."""
+    if url is None:
+        usual = settings.load({})
+        url = f"http://{_HERE.get(usual.host, usual.host)}:{usual.port}"
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _ask(address: str, body: dict[str, Any], path: str = "/v1/images/generations") -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
+        f"{address}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     key = settings.api_key()
     if key is not None:

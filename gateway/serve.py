@@ -44,9 +44,11 @@ def serve(settings: Settings) -> int:
     _expect_keys(settings)
     _keep_freed_memory()
     gpus = [gpu.name for gpu in devices.visible_gpus()] if settings.device in ("auto", "cuda") else []
-    slots = plan(settings, gpus=gpus, cores=devices.cpu_count(), mps=devices.has_mps())
+    cores, mps = devices.cpu_count(), devices.has_mps()
+    slots = plan(settings, gpus=gpus, cores=cores, mps=mps)
+    possible = plan(settings.model_copy(update={"num_gpus": None}), gpus=gpus, cores=cores, mps=mps)
     with contextlib.closing(_bind(settings)) as listener, Home(settings.data_dir) as home:
-        asgi, state = app.create(settings, slots, home)
+        asgi, state = app.create(settings, slots, home, possible=possible)
         config = uvicorn.Config(
             asgi,
             log_config=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gateway.keeper import RestartPolicy, Standing
 from gateway.launchers import Launcher, Slot
 from gateway.limits import Limits
 from gateway.pool import Pool
+from gateway.slots import further
 from gateway.supervisor import Supervisor
 from shared import logs
 from shared.errors import ReplicastError
@@ -48,6 +49,7 @@ class Serving:
         models: Iterable[WantedModel],
         slots: Iterable[Slot],
         *,
+        possible: Sequence[Slot] = (),
         limits: Limits,
         policy: RestartPolicy,
         term: int,
@@ -58,6 +60,7 @@ class Serving:
         self.pool = Pool(models, limits, term=term)
         self.hub = Hub(socket_folder)
         self._noted = noted
+        self._possible = possible
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._shown: dict[str, Shown] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -122,6 +125,18 @@ class Serving:
             raise KeyError(name)
         self._do(self.pool.retire(name, time.monotonic()))
         self.supervisor.want(name, standing, grace_seconds)
+
+    def scale(self, replicas: int, grace_seconds: float) -> None:
+        """Have so many workers: new ones where there is room for them, or the last ones dismissed after their work.
+
+        Raises BadInput where there are not enough devices.
+        """
+        facts = self.supervisor.facts
+        present = [name for name, fact in facts.items() if fact.standing is not Standing.STOPPED]
+        for slot in further([fact.slot for fact in facts.values()], self._possible, replicas - len(present)):
+            self.supervisor.add(slot)
+        for name in present[replicas:]:
+            self.want_worker(name, Standing.STOPPED, grace_seconds)
 
     def drain(self) -> None:
         """Take no new jobs."""

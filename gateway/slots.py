@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from gateway.launchers import Slot
 from gateway.settings import Settings
 from shared import devices
-from shared.errors import ConfigError
+from shared.errors import BadInput, ConfigError
 
 _CPU_REPLICAS = 2
 
@@ -44,6 +45,26 @@ def plan(settings: Settings, *, gpus: Sequence[str], cores: int, mps: bool) -> t
     prefix = "gpu" if kind in ("cuda", "mps") else kind
     threads = max(1, cores // len(cut))
     return tuple(Slot(f"{prefix}{index}", kind, names, threads) for index, names in enumerate(cut))
+
+
+def further(present: Sequence[Slot], possible: Sequence[Slot], count: int) -> tuple[Slot, ...]:
+    """`count` more slots than those `present`: of the `possible` ones where there are GPUs, else like the first.
+
+    Raises BadInput where there are not enough GPUs.
+    """
+    names = {slot.name for slot in present}
+    model = present[0]
+    if model.kind in ("cuda", "mps"):
+        free = [slot for slot in possible if slot.name not in names]
+        if len(free) < count:
+            most = len(present) + len(free)
+            raise BadInput(f"There are GPUs for {most} replica{'s' * (most != 1)}.", param="replicas")
+        return tuple(free[:count])
+    unused = (index for index in itertools.count() if f"{model.kind}{index}" not in names)
+    return tuple(
+        Slot(f"{model.kind}{index}", model.kind, tuple(str(index) for _ in model.devices), model.threads)
+        for index in itertools.islice(unused, max(0, count))
+    )
 
 
 def _chosen(settings: Settings, gpus: Sequence[str]) -> Sequence[str]:

@@ -12,6 +12,7 @@ ReplicastError
 ├── OriginRefused             origin_not_allowed      a page from elsewhere asks
 ├── Misdirected               misdirected_request     the Host header names another server
 ├── UnknownModel              model_not_found         no model of this name is configured
+├── UnknownWorker             worker_not_found        no worker of this name
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
 ├── TooSlow                   request_timeout         the body did not arrive in time
@@ -101,6 +102,10 @@ class Misdirected(ReplicastError):
 
 class UnknownModel(ReplicastError):
     code = "model_not_found"
+
+
+class UnknownWorker(ReplicastError):
+    code = "worker_not_found"
 
 
 class RouteNotFound(ReplicastError):

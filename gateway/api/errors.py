@@ -25,6 +25,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.WrongRole: 403,
     errors.OriginRefused: 403,
     errors.UnknownModel: 404,
+    errors.UnknownWorker: 404,
     errors.RouteNotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.TooSlow: 408,

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 
+from gateway.api.access import PUBLIC, Guarded
 from gateway.api.wishes import Edit, Generation, Variation, Wish
 
 # Every request may meet these; an image request besides may meet those below.
@@ -121,6 +123,12 @@ def making(wish: type[Wish], example: dict[str, Any], *, pictures: bool = False)
     }
 
 
+def json_body(cls: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """The description of a small JSON body that a route reads itself."""
+    content = {"application/json": {"schema": cls.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 _EVENTS = (
     'event: image_generation.partial_image\ndata: {"type":"image_generation.partial_image","b64_json":"...",'
     '"partial_image_index":0,"created_at":1700000000,"size":"512x512","quality":"auto","background":"opaque",'
@@ -163,9 +171,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for item in schema["paths"].values():
+        routes = [(context.path, context.original_route) for context in iter_route_contexts(app.routes)]
+        needs = {path: route.need for path, route in routes if isinstance(route, Guarded)}
+        for path, item in schema["paths"].items():
             for operation in item.values():
                 operation["responses"].pop("422", None)
+                # FastAPI's notation of a path that may hold slashes is not OpenAPI's.
+                if needs.get(path, needs.get(path.replace("}", ":path}"))) != PUBLIC:
+                    operation["security"] = [{"key": []}]
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
         app.openapi_schema = schema

@@ -41,6 +41,10 @@ ROUTES = {
     "/v1/models/third": {"GET": 200},
     "/v1/images/generations": {"POST": 400},
     "/v1/images/edits": {"POST": 400},
+    "/v1/admin/workers": {"GET": 200},
+    "/v1/admin/workers/nonsense.png/drain": {"POST": 404},
+    "/v1/admin/workers/nonsense.png/restart": {"POST": 404},
+    "/v1/admin/scale": {"POST": 400},
     "/v1/images/variations": {"POST": 400},
     "/v1/images/files/nonsense.png": {"GET": 404},
 }

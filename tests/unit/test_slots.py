@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.settings import load
-from gateway.slots import plan
+from gateway.slots import further, plan
 from shared import devices
-from shared.errors import ConfigError
+from shared.errors import BadInput, ConfigError
 
 UUIDS = ("GPU-aa", "GPU-bb", "MIG-cc", "3")
 
@@ -76,3 +76,20 @@ def test_pretended_devices() -> None:
 @pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
 def test_a_hidden_gpu_is_not_there(visible: str) -> None:
     assert devices.visible_gpus(visible) == ()
+
+
+def test_more_workers_are_like_those_there_are() -> None:
+    present = plan(load({"device": "stub:2"}), gpus=(), cores=8, mps=False)
+    assert [slot.name for slot in further(present, present, 2)] == ["stub2", "stub3"]
+    assert further(present[1:], (), 1)[0].name == "stub0", "a name that is free is taken again"
+    assert {slot.threads for slot in further(present, (), 3)} == {present[0].threads}, (
+        "else their pictures would differ"
+    )
+    assert further(present, (), -1) == ()
+
+
+def test_more_workers_than_gpus_there_are_not() -> None:
+    everything = plan(load({"device": "cuda"}), gpus=("0", "1", "2"), cores=8, mps=False)
+    assert [slot.devices for slot in further(everything[:1], everything, 2)] == [("1",), ("2",)]
+    with pytest.raises(BadInput, match="There are GPUs for 3 replicas"):
+        further(everything[:1], everything, 3)
