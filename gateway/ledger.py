@@ -42,7 +42,7 @@ class Ledger:
             self.finish(job, _unloaded(job))
             return
         job.move(JobState.QUEUED)
-        job.started, job.worker = False, ""
+        job.rewind()
         self.backlog.add(job)
         self._out.note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
 

@@ -246,8 +246,7 @@ class Pool:
         if not job.shows(progress, images):
             self._distrust(worker, job)
             return
-        if not job.started:
-            job.started, job.began = True, now
+        job.hear(progress, now)
         if progress.preview is not None and not job.over:
             self._out.show(job, progress.preview, images[0])
 

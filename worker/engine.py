@@ -73,6 +73,7 @@ class _Task:
     cancelled: bool = False
     reported: float = 0.0
     step: int = 0
+    total: int = 0
 
 
 class Engine:
@@ -238,8 +239,8 @@ class Engine:
             self._fail(task, Behind(f"{run.model} is not held in epoch {run.epoch}"))
             return
         started = time.monotonic()
-        total = run.parameters.steps * len(run.seeds)
-        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=total), ())
+        task.total = run.parameters.steps * len(run.seeds)
+        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=task.total), ())
         try:
             given = task.inputs.result() if task.inputs else Inputs()
         except Exception:
@@ -250,7 +251,7 @@ class Engine:
                 run,
                 given,
                 lambda step, total: self._stepped(task, step, total),
-                lambda index, pixels: self._show(task, index, total, pixels),
+                lambda index, pixels: self._show(task, index, pixels),
             )
         except Stopped:
             self._fail(task, Cancelled("cancelled"))
@@ -283,16 +284,18 @@ class Engine:
         # A step that is told again is a sign of life and no progress.
         self.steps += max(0, step - task.step)
         task.step = max(task.step, step)
+        # A backend knows better than the request: of a variation it leaves out the first steps.
+        task.total = total
         if now - task.reported >= _PROGRESS_SECONDS:
             task.reported = now
             self._speak(Progress(job=task.run.job, attempt=task.run.attempt, step=step, total=total), ())
 
-    def _show(self, task: _Task, index: int, total: int, pixels: Pixels) -> None:
+    def _show(self, task: _Task, index: int, pixels: Pixels) -> None:
         """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
         if self._encoding.acquire(blocking=False):
-            task.previews.append(self._encoders.submit(self._encode_preview, task, index, total, pixels))
+            task.previews.append(self._encoders.submit(self._encode_preview, task, index, pixels))
 
-    def _encode_preview(self, task: _Task, index: int, total: int, pixels: Pixels) -> None:
+    def _encode_preview(self, task: _Task, index: int, pixels: Pixels) -> None:
         run = task.run
         try:
             data = finishing.preview(pixels, run)
@@ -302,7 +305,7 @@ class Engine:
         finally:
             self._encoding.release()
         if not task.cancelled:
-            shown = Progress(job=run.job, attempt=run.attempt, step=task.step, total=total, preview=index)
+            shown = Progress(job=run.job, attempt=run.attempt, step=task.step, total=task.total, preview=index)
             self._speak(shown, [data])
 
     def _encode(self, task: _Task, pictures: list[Picture], timings: Timings) -> None:

@@ -55,7 +55,8 @@ class Job:
     `owner` is whose it is, for fairness between them; `cost_seconds` what it was expected to take a device when it was
     accepted, and `due` its place in the queue. `attempt` numbers the dispatches, and fences results; `crashes` counts
     the workers that died with this job started, which is what `max_attempts` bounds: work that had not started is
-    handed out again at no cost.
+    handed out again at no cost. `step` of `total` is what the
+    present attempt has done, as last heard: 0 of 0 before it has begun.
     """
 
     id: str
@@ -76,6 +77,8 @@ class Job:
     attempt: int = 0
     crashes: int = 0
     started: bool = False
+    step: int = 0
+    total: int = 0
     dispatched: float = 0.0
     began: float = 0.0
     worker: str = ""
@@ -111,6 +114,17 @@ class Job:
             return not images
         due = 0 <= progress.preview < self.previews * len(self.seeds)
         return due and len(images) == 1 and self._is_as_asked(images[0])
+
+    def hear(self, progress: Progress, now: float) -> None:
+        """The attempt has begun, and come this far; what is told late takes nothing back."""
+        if not self.started:
+            self.started, self.began = True, now
+        self.total = max(0, progress.total)
+        self.step = min(max(self.step, progress.step), self.total)
+
+    def rewind(self) -> None:
+        """The attempt is lost: the next one begins at nothing."""
+        self.started, self.step, self.total, self.worker = False, 0, 0, ""
 
     def _is_as_asked(self, image: Buffer) -> bool:
         header, asked = image_header(image), self.parameters

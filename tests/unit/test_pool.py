@@ -79,6 +79,19 @@ def test_a_killed_workers_started_job_runs_again_with_the_same_seed(world: World
     assert world.result(job).attempts == 2
 
 
+def test_a_job_knows_how_far_it_is(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    run = a.runs()[0]
+    assert (job.started, job.step, job.total) == (False, 0, 0)
+    # Each as the worker says it, and what is held of it: nothing late or absurd takes anything back.
+    for step, total, held in [(0, 4, (0, 4)), (2, 4, (2, 4)), (1, 4, (2, 4)), (-3, 4, (2, 4)), (9, 4, (4, 4))]:
+        world.say(a, m.Progress(job=run.job, attempt=run.attempt, step=step, total=total))
+        assert (job.started, job.step, job.total) == (True, *held)
+    world.die(a)
+    assert (job.started, job.step, job.total) == (False, 0, 0)
+
+
 def test_work_that_had_not_started_goes_back_to_the_head_at_no_cost(world: World) -> None:
     a = world.ready("a")
     first, second, third = world.submit(), world.submit(), world.submit()
