@@ -151,11 +151,17 @@ class Ack(Message):
     outcomes: tuple[Outcome, ...]
 
 
+# Where a mask is to be painted: where it is transparent, as OpenAI has it, or by how white, or how black, it is.
+MaskKind = Literal["transparent", "white", "black"]
+
+
 class Parameters(Part):
     """What is asked of a picture, every default resolved: the same with the same seed and inputs is the same picture.
 
-    `strength` is of a variation or an inpainting. With `transparent` the picture has an alpha channel. With
-    `write_parameters` a PNG carries what it was made from, as text beside its pixels.
+    `strength` is of a variation or an inpainting. `mask_kind` says how a mask is read, `mask_blur` over how many pixels
+    its edges run out. With `stretch` a picture of another shape is stretched where else its middle is cut out. With
+    `transparent` the picture has an alpha channel. With `write_parameters` a PNG carries what it was made from, as text
+    beside its pixels.
     """
 
     prompt: str
@@ -165,6 +171,9 @@ class Parameters(Part):
     steps: int
     guidance: float
     strength: float | None = None
+    mask_kind: MaskKind = "transparent"
+    mask_blur: int = 0
+    stretch: bool = False
     transparent: bool = False
     output_format: ImageFormat = "png"
     output_compression: int = 100

@@ -150,6 +150,22 @@ def cover(pixels: Pixels, size: Size) -> Pixels:
     return resize(np.ascontiguousarray(pixels[top : top + kept_height, left : left + kept_width]), size)
 
 
+def grey(pixels: Pixels) -> Pixels:
+    """How bright each pixel is (ITU-R BT.601), without a third axis; a grey pixel keeps its value."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def blurred(mask: Pixels, radius: int) -> Pixels:
+    """The mask with edges that run out over `radius` pixels, as the standard deviation of a Gaussian."""
+    if not radius:
+        return mask
+    from PIL import Image, ImageFilter
+
+    return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(radius)))
+
+
 def laid_over(ground: Pixels, picture: Pixels, mask: Pixels) -> Pixels:
     """`picture` where the mask is 255, exactly `ground` where it is 0, a mixture between; all of one size, RGB."""
     weight = mask[:, :, None].astype(np.uint16)

@@ -15,8 +15,9 @@ from worker.backends import Inputs
 def read(run: Run, attachments: Sequence[bytes | memoryview]) -> Inputs:
     """The pictures of `run`, decoded, and its mask; safe to call from any thread.
 
-    The mask is as OpenAI has it, an image whose transparent pixels are to be painted, and becomes an array of (height,
-    width) with 255 there. Raises BadImage that names the picture at fault.
+    The mask becomes an array of (height, width) with 255 where it says to paint. One that is read by its transparency
+    has the size of the first picture; any other may have its own, and is brought to the picture's later, as that is.
+    Raises BadImage that names the picture at fault.
     """
     masked = run.task == "inpaint"
     names = _names(len(attachments) - masked) + ["mask"] * masked
@@ -24,14 +25,32 @@ def read(run: Run, attachments: Sequence[bytes | memoryview]) -> Inputs:
     if not masked:
         return Inputs(tuple(images.on_white(pixels) for pixels in decoded))
     *pictures, mask = decoded
+    asked = run.parameters
+    if asked.mask_kind == "transparent":
+        painted = _where_transparent(mask, pictures[0])
+    else:
+        painted = _where_white(mask)
+        if asked.mask_kind == "black":
+            painted = np.uint8(255) - painted
+    return Inputs(tuple(images.on_white(pixels) for pixels in pictures), images.blurred(painted, asked.mask_blur))
+
+
+def _where_transparent(mask: images.Pixels, picture: images.Pixels) -> images.Pixels:
     if mask.shape[2] != 4:
         raise BadImage("Invalid mask image: it has no alpha channel, which says where to edit.", param="mask")
-    if mask.shape[:2] != pictures[0].shape[:2]:
-        (height, width), (mask_height, mask_width) = pictures[0].shape[:2], mask.shape[:2]
+    if mask.shape[:2] != picture.shape[:2]:
+        (height, width), (mask_height, mask_width) = picture.shape[:2], mask.shape[:2]
         raise BadImage(
             f"Invalid mask image: it is {mask_width}x{mask_height}, the first image is {width}x{height}.", param="mask"
         )
-    return Inputs(tuple(images.on_white(pixels) for pixels in pictures), np.uint8(255) - mask[:, :, 3])
+    return np.uint8(255) - mask[:, :, 3]
+
+
+def _where_white(mask: images.Pixels) -> images.Pixels:
+    """How bright each pixel is; of a drawing on a clear layer, how much was drawn there, in whatever colour."""
+    if mask.shape[2] == 4 and mask[:, :, 3].min() < 255:
+        return mask[:, :, 3]
+    return images.grey(mask)
 
 
 def _names(count: int) -> list[str]:

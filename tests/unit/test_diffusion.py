@@ -72,6 +72,16 @@ def test_no_other_size_is_made(loaded: Any) -> None:
         loaded.generate(run(128), Inputs(), silent, unseen)
 
 
+@pytest.mark.parametrize(("stretch", "columns"), [(False, [128, 128, 128]), (True, [0, 128, 255])])
+def test_a_picture_of_another_shape_is_cut_or_stretched(loaded: Any, stretch: bool, columns: list[int]) -> None:
+    thirds = np.repeat(np.array([0, 128, 255], np.uint8), 64)[None, :, None].repeat(64, 0).repeat(3, 2)
+    asked = run().parameters.model_copy(update={"strength": 0.5, "stretch": stretch})
+    call = loaded._caller.call("variation", asked, Inputs((thirds,)))
+    given = np.asarray(call.arguments["image"])
+    assert given.shape == (64, 64, 3)
+    assert given[32, [4, 32, 60], 0].tolist() == columns
+
+
 def test_options_are_refused(folder: Path) -> None:
     with pytest.raises(LoadFailed, match="takes no options, found step_seconds"):
         backend(folder, step_seconds=1.0).load()

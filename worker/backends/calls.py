@@ -66,7 +66,7 @@ class Caller:
                 pictures = tuple(self._reference(pixels, size) for pixels in given.images)
                 arguments["image"] = [images.pillow(pixels) for pixels in pictures]
             case "inpaint" | "variation":
-                place = images.cover if task == "variation" else images.resize
+                place = images.resize if task == "inpaint" or asked.stretch else images.cover
                 pictures = (place(given.images[0], size),)
                 strength = asked.strength or self._family.strength
                 arguments |= {
