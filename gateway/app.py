@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema
+from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema, sdapi, sdapi_lists
+from gateway.api.sdapi_desk import Desk
 from gateway.api.state import State
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
@@ -122,8 +123,10 @@ def create(
         admin.router,
         docs.router,
         page.router,
+        *((sdapi.router, sdapi_lists.router) if settings.enable_sdapi else ()),
     ):
         app.include_router(router)
+    app.state.sdapi = Desk()
     access.expect_roles(app)
     return Front(_guarded(app, settings), metrics, state.intake), state
 

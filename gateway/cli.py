@@ -64,6 +64,9 @@ def serve(
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Let in who has no key, from wherever this can be reached.")
     ] = None,
+    enable_sdapi: Annotated[
+        bool | None, typer.Option("--enable-sdapi", help="Answer AUTOMATIC1111's API too, under /sdapi/v1.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.  [default: info]")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.  [default: text]")] = None,
 ) -> None:

@@ -32,6 +32,18 @@ def links_body(results: Sequence[Result], urls: Sequence[str], *, created: int, 
     return _around(rows, created, echo)
 
 
+def webui_body(images: Sequence[Buffer], parameters: dict[str, Any], info: str) -> bytes:
+    """What AUTOMATIC1111 answers: bare base64, the parameters, and a text that is JSON itself."""
+    encoded = b",".join(b'"%b"' % pybase64.b64encode(image) for image in images)
+    return b'{"images":[%b],"parameters":%b,"info":%b}' % (encoded, orjson.dumps(parameters), orjson.dumps(info))
+
+
+def progress_body(said: dict[str, Any], preview: Buffer | None = None) -> bytes:
+    """The same server's word on what it is doing, with a picture of it where there is one."""
+    image = b"null" if preview is None else b'"%b"' % pybase64.b64encode(preview)
+    return b'{"current_image":%b,%b' % (image, orjson.dumps(said)[1:])
+
+
 def _around(rows: Sequence[bytes], created: int, echo: dict[str, Any]) -> bytes:
     return b'{"created":%d,"data":[%b],%b' % (created, b",".join(rows), orjson.dumps(echo)[1:])
 

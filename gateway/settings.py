@@ -119,6 +119,7 @@ class Settings(BaseSettings):
         1 << 30, ge=1 << 20, le=1 << 40, description="request bodies in memory, all together, in bytes"
     )
     max_connections: int = Field(4096, ge=16, le=1_000_000, description="open connections; one more is answered 503")
+    enable_sdapi: bool = Field(False, description="answer AUTOMATIC1111's API too, under /sdapi/v1")
     png_parameters: bool = Field(True, description="write into a PNG what it was made from")
     result_seconds: float = Field(
         3600.0, ge=1, le=2_678_400, description="how long the picture of a url result is kept"

@@ -34,7 +34,7 @@ News = tuple[Job, int, Buffer] | tuple[Job, Result]
 
 async def whole(request: Request, state: State, order: Order) -> list[Result]:
     """The pictures of an order. Raises what keeps the first of them; one that fails takes the others with it."""
-    async with _carried_out(request, state, order) as answers:
+    async with carried_out(request, state, order) as answers:
         results = await wait_for_all(answers)
     count(state, order, results)
     return results
@@ -105,7 +105,7 @@ def _recipe(order: Order, results: list[Result]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _withdrawn_when_gone(request: Request, state: State, order: Order) -> AsyncIterator[None]:
+async def withdrawn_when_gone(request: Request, state: State, order: Order) -> AsyncIterator[None]:
     """Withdraw the order's jobs as soon as the client leaves: they stop at their next step."""
 
     async def watch() -> None:
@@ -162,7 +162,7 @@ async def _news(request: Request, state: State, order: Order) -> AsyncGenerator[
         if not answer.cancelled():
             inbox.put_nowait((job, answer.result()))
 
-    async with _carried_out(request, state, order, lambda *preview: inbox.put_nowait(preview)) as answers:
+    async with carried_out(request, state, order, lambda *preview: inbox.put_nowait(preview)) as answers:
         for job, answer in zip(order.jobs, answers, strict=True):
             answer.add_done_callback(partial(deliver, job))
         left = len(order.jobs)
@@ -184,12 +184,12 @@ async def _news(request: Request, state: State, order: Order) -> AsyncGenerator[
 
 
 @asynccontextmanager
-async def _carried_out(
+async def carried_out(
     request: Request, state: State, order: Order, shown: Shown | None = None
 ) -> AsyncIterator[list[asyncio.Future[Outcome]]]:
     """The order's answers, within what its caller may ask for, for as long as the client is there."""
     with state.quota.hold(order.caller, images=len(order.jobs)), state.serving.taken(order.jobs, shown) as answers:
-        async with _withdrawn_when_gone(request, state, order):
+        async with withdrawn_when_gone(request, state, order):
             yield answers
 
 

@@ -52,9 +52,7 @@ async def chunks(request: Request, most_bytes: int) -> AsyncGenerator[bytes, Non
 
 async def parse(request: Request, most_bytes: int) -> dict[str, Any]:
     """The body as a JSON object. JSON is JSON whatever its label, as `curl -d` sends it, unless a browser sent it."""
-    label = media_type(request)
-    if label == "multipart/form-data" or (label != "application/json" and "origin" in request.headers):
-        raise UnsupportedMedia("Send the request as application/json.")
+    expect_json(request)
     content = b"".join([piece async for piece in chunks(request, most_bytes)])
     try:
         value: Any = orjson.loads(content)
@@ -64,6 +62,13 @@ async def parse(request: Request, most_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadJson("The request body must be a JSON object.")
     return value
+
+
+def expect_json(request: Request) -> None:
+    """Raise UnsupportedMedia for a form, and for what a browser sends anywhere without asking first."""
+    label = media_type(request)
+    if label == "multipart/form-data" or (label != "application/json" and "origin" in request.headers):
+        raise UnsupportedMedia("Send the request as application/json.")
 
 
 def media_type(request: Request) -> str:

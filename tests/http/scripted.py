@@ -45,8 +45,9 @@ class Script:
     cards: Mapping[str, ModelCard]
     # Instead of a picture: the problem of a run whose prompt is this.
     problems: dict[str, Problem] = field(default_factory=dict)
-    # Cleared, every run waits.
+    # Cleared, every run waits: before its previews, or with `halfway` when they are shown.
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    halfway: bool = False
     runs: list[Run] = field(default_factory=list)
     # The pictures to work from, by job.
     given: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
@@ -158,18 +159,19 @@ class Scripted:
         await self._say(Ack(version=wanted.version, outcomes=tuple(outcomes)))
 
     async def _draw(self, run: Run) -> None:
-        await self._say(Progress(job=run.job, attempt=run.attempt, step=0, total=run.parameters.steps))
+        wish = run.parameters
+        picture = hollow(wish.output_format, wish.width, wish.height, b"." * 99)
+        await self._say(Progress(job=run.job, attempt=run.attempt, step=0, total=wish.steps))
+        if self._script.halfway:
+            await self._show(run, picture)
         while not (self._script.go.is_set() or (run.job, run.attempt) in self._script.cancelled):
             await asyncio.sleep(0.005)
         if (run.job, run.attempt) in self._script.cancelled:
             problem: Problem | None = Problem(code="cancelled", message="cancelled")
         else:
             problem = self._script.problems.get(run.parameters.prompt)
-        wish = run.parameters
-        picture = hollow(wish.output_format, wish.width, wish.height, b"." * 99)
-        for preview in range(run.previews):
-            progress = Progress(job=run.job, attempt=run.attempt, step=preview + 1, total=wish.steps, preview=preview)
-            await self._say(progress, picture)
+        if not self._script.halfway:
+            await self._show(run, picture)
         if problem:
             await self._say(Failed(job=run.job, attempt=run.attempt, problem=problem))
             return
@@ -181,3 +183,9 @@ class Scripted:
         await self._say(
             Done(job=run.job, attempt=run.attempt, images=facts, timings=timings), *([picture] * len(facts))
         )
+
+    async def _show(self, run: Run, picture: bytes) -> None:
+        total = run.parameters.steps
+        for preview in range(run.previews):
+            progress = Progress(job=run.job, attempt=run.attempt, step=preview + 1, total=total, preview=preview)
+            await self._say(progress, picture + b"%d" % preview)

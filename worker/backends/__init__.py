@@ -22,7 +22,10 @@ NO_TOKENS = Tokens()
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The pictures to work from, RGB, in their order; for an inpainting the mask of the first, 255 where to paint."""
+    """The pictures to work from, RGB, in their order; for an inpainting the mask of the first, 255 where to paint.
+
+    The mask may have another size than its picture, and is then stretched over it.
+    """
 
     images: tuple[Pixels, ...] = ()
     mask: Pixels | None = None
