@@ -26,8 +26,12 @@ def admit(job: Job, ledger: Ledger, workers: Mapping[str, Worker], door: Door, l
         raise _full(f"The queue of {model!r} is full.", wait_seconds(model, ledger, workers, now))
     if limits.max_queue_per_key and backlog.waiting_of(job.owner) >= limits.max_queue_per_key:
         raise _full("Too many images of this key are waiting.", wait_seconds(model, ledger, workers, now))
-    # What would expire before its turn is refused now, while the client can still do something else.
-    if backlog.waiting(model) and (wait := wait_seconds(model, ledger, workers, now)) > job.deadline - now:
+    # What would expire before its turn is refused now, while the client can still do something else: but on no guess.
+    if (
+        backlog.waiting(model)
+        and ledger.costs.knows(model)
+        and (wait := wait_seconds(model, ledger, workers, now)) > job.deadline - now
+    ):
         raise _full(f"The queue of {model!r} is longer than the request's timeout.", wait)
 
 

@@ -44,6 +44,10 @@ class Costs:
         if len(known) > _MOST_KNOWN:
             del known[next(iter(known))]
 
+    def knows(self, model: str) -> bool:
+        """Whether anything was learned of the model."""
+        return model in self._known
+
     def seconds(self, model: str, work: Work) -> float:
         """How long this work will take a device; a second where nothing is known of the model."""
         known = self._known.get(model)

@@ -637,3 +637,31 @@ def test_a_picture_of_another_seed_is_not_what_was_asked(world: World) -> None:
     world.done(a, run)
     assert job.id not in world.outcomes
     assert world.killed == ["a"]
+
+
+def test_what_would_expire_before_its_turn_is_refused_at_once() -> None:
+    world = World()
+    a = world.ready("a")
+    for _ in range(3):
+        world.submit(deadline=world.now + 1.5)
+    assert len(world.pool.jobs) == 3, "nothing is known yet: nobody is refused on a guess"
+    while world.pool.jobs:
+        run = next(run for run in a.runs() if run.job in world.pool.jobs)
+        world.start(a, run)
+        world.done(a, run, seconds=1.0)
+    for _ in range(3):
+        world.submit(deadline=world.now + 60)
+    with pytest.raises(QueueFull) as refused:
+        world.submit(deadline=world.now + 1.5)
+    assert refused.value.retry_after_seconds == pytest.approx(3.0, rel=0.1)
+    world.submit(deadline=world.now + 60)
+
+
+def test_a_key_has_its_share_of_the_queue() -> None:
+    world = World(limits=Limits(max_queue=10, max_queue_per_key=2))
+    world.ready("a")
+    for _ in range(4):
+        world.submit(owner="greedy")
+    with pytest.raises(QueueFull, match="this key"):
+        world.submit(owner="greedy")
+    assert world.submit(owner="modest")

@@ -80,7 +80,7 @@ class World:
                 case Note():
                     self.notes.append(action.event)
 
-    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9) -> Job:
+    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, owner: str = "") -> Job:
         """Submit a job; what `Pool.submit` raises passes through."""
         number = next(self._ids)
         self.now += 0.001
@@ -93,6 +93,7 @@ class World:
             seeds=(seed,),
             deadline=deadline,
             submitted=self.now,
+            owner=owner,
         )
         self.do(self.pool.submit(job, self.now))
         return job
@@ -153,10 +154,11 @@ class World:
         """Say that the device has begun this run."""
         self.say(puppet, m.Progress(job=run.job, attempt=run.attempt, step=0, total=4))
 
-    def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG) -> None:
-        """Deliver the picture of a run."""
+    def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG, *, seconds: float = 0.05) -> None:
+        """Deliver the picture of a run, which took the device so long."""
         facts = m.ImageFacts(seed=run.seeds[0], width=64, height=64, format="png", bytes=len(image))
-        message = m.Done(job=run.job, attempt=run.attempt, images=(facts,), timings=m.Timings(inference_ms=50))
+        timings = m.Timings(inference_ms=seconds * 1000)
+        message = m.Done(job=run.job, attempt=run.attempt, images=(facts,), timings=timings)
         self.say(puppet, message, (image,))
 
     def die(self, puppet: Puppet) -> None:
