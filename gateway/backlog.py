@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from gateway.jobs.job import Job
 
@@ -32,6 +32,10 @@ class Backlog:
 
     def __iter__(self) -> Iterator[tuple[str, deque[Job]]]:
         return iter(self._queues.items())
+
+    def queue(self, model: str) -> Sequence[Job]:
+        """What waits for this model, in its order."""
+        return self._queues[model]
 
     def waiting(self, model: str) -> int:
         """How many jobs wait for this model."""

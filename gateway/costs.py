@@ -6,11 +6,13 @@ steps that they differ in: what a denoiser does is near to proportional to that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _WEIGHT = 0.2
 _UNKNOWN_SECONDS = 1.0
 _LEAST_SECONDS = 0.001
+# What a batch saves has to be worth its members' waiting for each other.
+_WORTH_IT = 0.9
 # So many signatures are kept per model; clients choose sizes and steps, and nothing may grow without bound.
 _MOST_KNOWN = 256
 
@@ -43,6 +45,12 @@ class Costs:
         known[work] = max(_LEAST_SECONDS, seconds if old is None else (1 - _WEIGHT) * old + _WEIGHT * seconds)
         if len(known) > _MOST_KNOWN:
             del known[next(iter(known))]
+
+    def pays(self, model: str, work: Work, batch: int) -> bool:
+        """Whether so many pictures take less time together than one by one; what was not seen yet is worth a try."""
+        known = self._known.get(model, {})
+        alone, together = known.get(work), known.get(replace(work, batch=batch))
+        return alone is None or together is None or together < alone * batch * _WORTH_IT
 
     def knows(self, model: str) -> bool:
         """Whether anything was learned of the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from gateway.backlog import Backlog
 from gateway.costs import Costs
@@ -59,7 +60,8 @@ class Ledger:
         """Give a job its answer."""
         match outcome:
             case Result():
-                self.costs.learn(job.model, job.work, outcome.timings.inference_ms / 1000)
+                work = replace(job.work, batch=outcome.timings.batch)
+                self.costs.learn(job.model, work, outcome.timings.inference_ms / 1000)
                 job.move(JobState.SUCCEEDED)
             case Cancelled():
                 job.move(JobState.CANCELLED)

@@ -19,3 +19,4 @@ class Limits:
     max_attempts: int = 3
     max_queue: int = 1000
     max_queue_per_key: int = 0
+    max_batch: int = 1

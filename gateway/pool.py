@@ -273,6 +273,10 @@ class Pool:
             self.ledger.requeue(job)
         elif failed.problem.code == "cancelled" and worker.asked:
             self._again(job, blamed=True)
+        elif job.batch:
+            # One bad member fails a call for all: each is run again by itself, and then it is known which.
+            job.alone = True
+            self._again(job, blamed=False)
         else:
             self.ledger.finish(job, failed.problem.error())
 
@@ -324,10 +328,12 @@ class Pool:
         """Hand out what can be handed out, and return everything that has been decided."""
         workers, version, backlog = self.workers.values(), self.wanted.version, self.ledger.backlog
         models = {model.id: model for model in self.wanted.models}
-        while pair := dispatch.hand_out(backlog, workers, version, self.limits):
-            job, worker = pair
-            backlog.start(job)
-            self.ledger.start(job, worker, models[job.model], now)
+        while pair := dispatch.hand_out(backlog, workers, version, self.limits, self.ledger.costs):
+            jobs, worker = pair
+            for job in jobs:
+                backlog.start(job)
+                job.batch, job.batch_size = jobs[0].id if len(jobs) > 1 else "", len(jobs)
+                self.ledger.start(job, worker, models[job.model], now)
         while move := dispatch.take_back(workers, version, self.limits):
             job, holder, idle = move
             del holder.jobs[job.id]

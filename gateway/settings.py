@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     max_queue_per_key: int = Field(
         0, ge=0, le=1_000_000, description="waiting images per key before 429; 0 sets no limit of its own"
     )
+    max_batch: int = Field(
+        1, ge=1, le=64, description="pictures that one call of a pipeline may make, where that is quicker; 1 makes none"
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="workers that may die of one request before it fails")
     max_body_bytes: int = Field(
         256 << 10, ge=1024, le=1 << 30, description="largest JSON body, in bytes, the pictures in it not counted"

@@ -93,7 +93,8 @@ class ModelCard(Part):
     """What a loaded model can do: its defaults and the bounds that a request is held to before it is queued.
 
     `max_images` bounds the pictures that one edit may work from, `max_masked_images` those that come with a mask; 0
-    where the model has no such task. `strength` is how much of a picture is made anew, above 0 and at most 1.
+    where the model has no such task. `max_batch` is how many pictures one call may make. `strength` is how much of a
+    picture is made anew, above 0 and at most 1.
     """
 
     family: str
@@ -110,5 +111,6 @@ class ModelCard(Part):
     strength: float = 0.8
     transparent: bool = False
     scheduler: str = ""
+    max_batch: int = 1
     description: str = ""
     vocabulary: tuple[str, ...] = ()

@@ -184,7 +184,8 @@ class Run(Message):
     """Gateway to worker: an attempt at a job, one image per seed; (epoch, digest) is the state to make it with.
 
     The attachments are the encoded pictures to work from, as they came; of an inpainting the last one is its mask. Of
-    each image `previews` are to be shown while it is made, evenly spaced.
+    each image `previews` are to be shown while it is made, evenly spaced. Runs of one `batch` are made in one call,
+    which begins when all `batch_size` of them are there; each has its own end.
     """
 
     job: str
@@ -197,6 +198,8 @@ class Run(Message):
     digest: str
     request_id: str = ""
     previews: int = 0
+    batch: str = ""
+    batch_size: int = 1
 
 
 class Progress(Message):
@@ -221,11 +224,12 @@ class Tokens(Part):
 
 
 class Timings(Part):
-    """Where a job's time went in its worker, in milliseconds."""
+    """Where a job's time went in its worker, in milliseconds; each job of a batch has the time of the whole call."""
 
     wait_ms: float = 0.0
     inference_ms: float = 0.0
     encode_ms: float = 0.0
+    batch: int = 1
 
 
 class ImageFacts(Part):

@@ -68,6 +68,7 @@ def place(
             previews=(wish.partial_images or 0) if wish.stream else 0,
             priority=wish.priority or 0,
             owner=caller.account,
+            alone=bool(wish.deterministic),
         )
         for seed in wish.seeds()
     ]

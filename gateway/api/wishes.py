@@ -76,7 +76,7 @@ class Wish(BaseModel):
     user: Long | None = None
     safety_identifier: Long | None = Field(None, description="echoed in the answer")
     priority: Annotated[int, Field(ge=-10, le=10)] | None = Field(None, description="higher goes first")
-    deterministic: bool | None = Field(None, description="never made in one batch with others; none is at present")
+    deterministic: bool | None = Field(None, description="never made in one call with others")
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     return_parameters: bool | None = Field(None, description="the answer tells how to make the picture again")
     strict: bool | None = Field(None, description="fields that are not known are an error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -71,6 +71,10 @@ class Job:
     previews: int = 0
     priority: int = 0
     owner: str = ""
+    # Made in a call of its own: that was asked for, or a call with others has failed.
+    alone: bool = False
+    batch: str = ""
+    batch_size: int = 1
     cost_seconds: float = 0.0
     due: float = 0.0
     state: JobState = JobState.QUEUED
@@ -96,6 +100,8 @@ class Job:
             digest=model.digest,
             request_id=self.request_id,
             previews=self.previews,
+            batch=self.batch,
+            batch_size=self.batch_size,
         )
 
     def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
@@ -125,6 +131,7 @@ class Job:
     def rewind(self) -> None:
         """The attempt is lost: the next one begins at nothing."""
         self.started, self.step, self.total, self.worker = False, 0, 0, ""
+        self.batch, self.batch_size = "", 1
 
     def _is_as_asked(self, image: Buffer) -> bool:
         header, asked = image_header(image), self.parameters
@@ -144,6 +151,13 @@ class Job:
     def work(self) -> Work:
         """What the job asks of a device."""
         return Work(self.parameters.width * self.parameters.height, self.parameters.steps * len(self.seeds))
+
+    @property
+    def signature(self) -> Hashable:
+        """Jobs of one signature can be made in one call: all that a pipeline takes once for all its pictures."""
+        asked = self.parameters
+        guided = bool(asked.negative_prompt)
+        return self.model, asked.width, asked.height, asked.steps, asked.guidance, guided, asked.transparent
 
     @property
     def over(self) -> bool:

@@ -11,7 +11,7 @@ from shared import messages as m
 from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
 from shared.sources import wanted
 from shared.wire import Packet, Stamp
-from tests.unit.world import CARD, MODEL, World
+from tests.unit.world import CARD, MODEL, Puppet, World
 
 
 @pytest.fixture
@@ -665,3 +665,116 @@ def test_a_key_has_its_share_of_the_queue() -> None:
     with pytest.raises(QueueFull, match="this key"):
         world.submit(owner="greedy")
     assert world.submit(owner="modest")
+
+
+def batching(size: int = 4, **limits: int) -> World:
+    """A world whose model makes so many pictures in one call."""
+    world = World(limits=Limits(max_batch=size, **limits))
+    world.card = world.card.model_copy(update={"max_batch": 8})
+    return world
+
+
+def batches(puppet: Puppet) -> list[tuple[str, ...]]:
+    """The jobs of each call that a worker was asked for."""
+    calls: dict[str, list[str]] = {}
+    for run in puppet.runs():
+        calls.setdefault(run.batch or f"alone {run.job} {run.attempt}", []).append(run.job)
+        assert run.batch_size == 1 or run.batch
+    return [tuple(call) for call in calls.values()]
+
+
+def test_what_waits_alike_is_made_in_one_call_and_nobody_is_waited_for() -> None:
+    world = batching()
+    a = world.ready("a")
+    first = world.submit()
+    assert batches(a) == [(first.id,)], "it has no company, and does not wait for any"
+    rest = [world.submit() for _ in range(6)]
+    assert len(a.runs()) == 1, "what may have company is not handed ahead"
+    world.done(a, a.runs()[0])
+    assert batches(a)[1:] == [tuple(job.id for job in rest[:4])]
+    for run in a.runs()[1:5]:
+        world.done(a, run)
+    assert batches(a)[2:] == [(rest[4].id, rest[5].id)]
+
+
+def test_idle_workers_share_before_they_batch() -> None:
+    world = batching()
+    world.ready("a")
+    world.submit()
+    waiting = [world.submit() for _ in range(4)]
+    b = world.ready("b")
+    assert batches(b) == [tuple(job.id for job in waiting)]
+    world = batching()
+    puppets = [world.ready(name) for name in "abcd"]
+    for _ in range(4):
+        world.submit()
+    assert [len(puppet.runs()) for puppet in puppets] == [1, 1, 1, 1]
+
+
+def test_unlike_requests_are_not_mixed_and_not_passed_over_for_long() -> None:
+    world = batching()
+    a = world.ready("a")
+    world.submit()
+    mixed = [world.submit(steps=4 + number % 2) for number in range(4)]
+    world.done(a, a.runs()[0])
+    assert batches(a)[1:] == [(mixed[0].id, mixed[2].id)]
+    for run in a.runs()[1:3]:
+        world.done(a, run)
+    assert batches(a)[2:] == [(mixed[1].id, mixed[3].id)]
+
+
+def test_one_bad_member_is_found_and_the_rest_is_made() -> None:
+    world = batching()
+    a = world.ready("a")
+    world.submit()
+    jobs = [world.submit() for _ in range(3)]
+    world.done(a, a.runs()[0])
+    for run in a.runs()[1:]:
+        problem = m.Problem(code="out_of_memory", message="together")
+        world.say(a, m.Failed(job=run.job, attempt=run.attempt, problem=problem))
+    while world.pool.jobs:
+        run = next(run for run in a.runs() if run.attempt == 2 and run.job in world.pool.jobs)
+        assert not run.batch
+        if run.job == jobs[1].id:
+            world.say(a, m.Failed(job=run.job, attempt=2, problem=m.Problem(code="job_failed", message="bad")))
+        else:
+            world.done(a, run)
+    assert [isinstance(world.outcomes[job.id], ReplicastError) for job in jobs] == [False, True, False]
+
+
+def test_a_batch_that_does_not_pay_is_not_made_again() -> None:
+    world = batching(2)
+    a = world.ready("a")
+    world.submit()
+    world.done(a, a.runs()[0], seconds=1.0)
+    jobs = [world.submit() for _ in range(3)]
+    world.done(a, a.runs()[1], seconds=1.0)
+    assert batches(a)[2:] == [(jobs[1].id, jobs[2].id)]
+    for run in a.runs()[2:]:
+        world.done(a, run, seconds=2.0, batch=2)
+    more = [world.submit() for _ in range(3)]
+    world.done(a, a.runs()[-1], seconds=1.0)
+    assert batches(a)[-1] == (more[1].id,)
+
+
+def test_who_asks_to_be_alone_is_alone() -> None:
+    world = batching()
+    a = world.ready("a")
+    world.submit()
+    alone = [world.submit(alone=True) for _ in range(2)]
+    world.done(a, a.runs()[0])
+    assert batches(a)[1:] == [(job.id,) for job in alone], "and may be handed ahead"
+
+
+def test_a_death_with_a_batch_in_hand_costs_each_of_it_and_then_they_run_alone() -> None:
+    world = batching()
+    a = world.ready("a")
+    world.submit()
+    jobs = [world.submit() for _ in range(3)]
+    world.done(a, a.runs()[0])
+    for run in a.runs()[1:]:
+        world.start(a, run)
+    world.die(a)
+    assert [job.crashes for job in jobs] == [1, 1, 1]
+    b = world.ready("b")
+    assert batches(b) == [(jobs[0].id,)]

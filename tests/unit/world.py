@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from gateway.actions import Action, Finish, Kill, Note, Send
 from gateway.jobs.job import Job, Outcome, Result
@@ -57,6 +58,7 @@ class World:
     def __init__(self, *, limits: Limits | None = None, models: tuple[m.WantedModel, ...] = (MODEL,)) -> None:
         self.pool = Pool(models, limits or Limits(), term=7)
         self.now = 0.0
+        self.card = CARD
         self.puppets: dict[bytes, Puppet] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.killed: list[str] = []
@@ -80,11 +82,11 @@ class World:
                 case Note():
                     self.notes.append(action.event)
 
-    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, owner: str = "") -> Job:
+    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, steps: int = 4, **more: Any) -> Job:
         """Submit a job; what `Pool.submit` raises passes through."""
         number = next(self._ids)
         self.now += 0.001
-        parameters = m.Parameters(prompt="x", width=64, height=64, steps=4, guidance=1.0)
+        parameters = m.Parameters(prompt="x", width=64, height=64, steps=steps, guidance=1.0)
         job = Job(
             id=f"j{number}",
             model=model,
@@ -93,7 +95,7 @@ class World:
             seeds=(seed,),
             deadline=deadline,
             submitted=self.now,
-            owner=owner,
+            **more,
         )
         self.do(self.pool.submit(job, self.now))
         return job
@@ -146,7 +148,8 @@ class World:
         """Acknowledge the newest wanted state it was sent, every model loaded."""
         states = [message.wanted for message in puppet.inbox if isinstance(message, m.Welcome | m.Want)]
         outcomes = tuple(
-            m.Outcome(model=model.id, card=CARD, epoch=model.epoch, digest=model.digest) for model in states[-1].models
+            m.Outcome(model=model.id, card=self.card, epoch=model.epoch, digest=model.digest)
+            for model in states[-1].models
         )
         self.say(puppet, m.Ack(version=states[-1].version, outcomes=outcomes))
 
@@ -154,10 +157,10 @@ class World:
         """Say that the device has begun this run."""
         self.say(puppet, m.Progress(job=run.job, attempt=run.attempt, step=0, total=4))
 
-    def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG, *, seconds: float = 0.05) -> None:
+    def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG, *, seconds: float = 0.05, batch: int = 1) -> None:
         """Deliver the picture of a run, which took the device so long."""
         facts = m.ImageFacts(seed=run.seeds[0], width=64, height=64, format="png", bytes=len(image))
-        timings = m.Timings(inference_ms=seconds * 1000)
+        timings = m.Timings(inference_ms=seconds * 1000, batch=batch)
         message = m.Done(job=run.job, attempt=run.attempt, images=(facts,), timings=timings)
         self.say(puppet, message, (image,))
 
