@@ -16,8 +16,15 @@ Bytes = bytes | memoryview
 # An orientation of 5 to 8 lies on its side: the picture that people see has width and height exchanged.
 _LYING = (5, 6, 7, 8)
 _ORIENTATION_TAG = 0x0112
-_MAX_SEGMENTS = 1000
+_SHORT = 3
+_EXIF_PREFIX = b"Exif\0\0"
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Every loop below is bounded, since a file can be made of nothing but headers of chunks. A PNG of 50 MB in the small
+# pieces that encoders write has 6000 of them, a JPEG some hundred segments and hardly a byte between two of them.
+_MAX_CHUNKS = 10_000
+_MAX_SEGMENTS = 1000
+_MAX_SKIPPED = 1000
+_MAX_ENTRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +59,15 @@ def image_type(data: Bytes) -> ImageFormat | None:
 def image_header(data: Bytes) -> ImageHeader | None:
     """What the file says of itself; None if it is no PNG, JPEG or WebP, or its header is not whole.
 
-    Bounded work: at most some thousand headers of chunks are looked at, whatever the file says of their lengths.
+    Bounded work, whatever the file says of its lengths: one in more pieces than any program writes has no header. So
+    whoever decodes a file with a header has no more pieces to go through either.
     """
     form = image_type(data)
     if form is None:
         return None
     try:
         return _READERS[form](memoryview(data))
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError):
         return None
 
 
@@ -67,40 +75,53 @@ def _png(data: memoryview) -> ImageHeader | None:
     if bytes(data[12:16]) != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    orientation, animated, at = 1, False, 8
-    for _ in range(_MAX_SEGMENTS):
+    exif: memoryview | None = None
+    frames, pixels, at = 1, False, 8
+    for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
             break
         length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"acTL":
-            animated = True
-        elif kind == b"eXIf":
-            orientation = _orientation(data[at + 8 : at + 8 + length])
-        elif kind in (b"IDAT", b"IEND"):
+        if kind == b"acTL" and not pixels:
+            (frames,) = struct.unpack_from(">I", data, at + 8)
+        elif kind == b"eXIf" and exif is None:
+            # It may stand behind the pixels too.
+            exif = data[at + 8 : at + 8 + length]
+        elif kind == b"IEND":
             break
+        pixels = pixels or kind == b"IDAT"
         at += 12 + length
-    return ImageHeader("png", width, height, orientation, animated)
+    else:
+        return None
+    return ImageHeader("png", width, height, _orientation(exif), frames > 1)
 
 
 def _jpeg(data: memoryview) -> ImageHeader | None:
-    orientation, at = 1, 2
+    """Up to the first scan: no program that decodes it goes through more by itself."""
+    exif: memoryview | None = None
+    width = height = skipped = 0
+    at = 2
     for _ in range(_MAX_SEGMENTS):
-        while data[at] == 0xFF and data[at + 1] == 0xFF:  # fill bytes
+        # Fill bytes, and what should not be there and everybody passes over.
+        while at + 4 <= len(data) and (data[at] != 0xFF or data[at + 1] in (0x00, 0xFF)):
             at += 1
-        marker, kind = data[at], data[at + 1]
-        if marker != 0xFF or kind in (0xD9, 0xDA):
-            return None
+            skipped += 1
+            if skipped > _MAX_SKIPPED:
+                return None
+        if at + 4 > len(data) or data[at + 1] in (0xD9, 0xDA):
+            break
+        kind = data[at + 1]
         if kind == 0x01 or 0xD0 <= kind <= 0xD8:  # markers that stand alone
             at += 2
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
-        if kind in _FRAME_HEADERS:
+        if kind in _FRAME_HEADERS and not width:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return ImageHeader("jpeg", width, height, orientation)
-        if kind == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
-            orientation = _orientation(data[at + 10 : at + 2 + length])
-        at += 2 + length
-    return None
+        elif kind == 0xE1 and exif is None and bytes(data[at + 4 : at + 10]) == _EXIF_PREFIX:
+            exif = data[at + 4 : at + 2 + length]
+        at += 2 + max(2, length)
+    else:
+        return None
+    return ImageHeader("jpeg", width, height, _orientation(exif)) if width else None
 
 
 def _webp(data: memoryview) -> ImageHeader | None:
@@ -117,10 +138,10 @@ def _webp(data: memoryview) -> ImageHeader | None:
         return ImageHeader("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind != b"VP8X":
         return None
-    flags = data[20]
-    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
     if len(data) < 30:
         return None
+    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    flags = data[20]
     return ImageHeader("webp", width, height, _webp_orientation(data) if flags & 0x08 else 1, bool(flags & 0x02))
 
 
@@ -128,28 +149,29 @@ def _webp_orientation(data: memoryview) -> int:
     at = 12
     for _ in range(_MAX_SEGMENTS):
         if at + 8 > len(data):
-            return 1
+            break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"EXIF":
-            exif = data[at + 8 : at + 8 + length]
-            # Some writers keep the prefix that JPEG needs.
-            return _orientation(exif[6:] if bytes(exif[:6]) == b"Exif\0\0" else exif)
+            return _orientation(data[at + 8 : at + 8 + length])
         at += 8 + length + (length & 1)
     return 1
 
 
-def _orientation(tiff: memoryview) -> int:
-    """The orientation in a TIFF structure's first directory; 1 where it says none that there is."""
+def _orientation(exif: memoryview | None) -> int:
+    """What the first directory of this TIFF structure says, with JPEG's prefix or without; 1 where it says nothing."""
+    if exif is None:
+        return 1
+    tiff = exif[len(_EXIF_PREFIX) :] if bytes(exif[: len(_EXIF_PREFIX)]) == _EXIF_PREFIX else exif
     order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
-    if order is None or len(tiff) < 8:
+    if order is None:
         return 1
     try:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for at in range(directory + 2, directory + 2 + 12 * min(count, _MAX_SEGMENTS), 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, at)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for at in range(directory + 2, directory + 2 + 12 * min(entries, _MAX_ENTRIES), 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, at)
             if tag == _ORIENTATION_TAG:
-                return value if kind == 3 and 1 <= value <= 8 else 1
+                return value if (kind, count) == (_SHORT, 1) and 1 <= value <= 8 else 1
     except struct.error:
         pass
     return 1
