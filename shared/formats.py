@@ -7,6 +7,7 @@ those of the PNG specification (third edition), ITU-T T.81 with Exif 2.32, and t
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.cards import ImageFormat, Size
@@ -18,6 +19,11 @@ _LYING = (5, 6, 7, 8)
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _EXIF_PREFIX = b"Exif\0\0"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+START_OF_SCAN = 0xDA
+_END = 0xD9
+# Markers without a length behind them.
+_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Every loop below is bounded, since a file can be made of nothing but headers of chunks. A PNG of 50 MB in the small
 # pieces that encoders write has 6000 of them, a JPEG some hundred segments and hardly a byte between two of them.
@@ -47,7 +53,7 @@ class ImageHeader:
 def image_type(data: Bytes) -> ImageFormat | None:
     """PNG, JPEG or WebP by the magic bytes; None for anything else."""
     head = bytes(data[:12])
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if head.startswith(_SIGNATURE):
         return "png"
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -67,8 +73,49 @@ def image_header(data: Bytes) -> ImageHeader | None:
         return None
     try:
         return _READERS[form](memoryview(data))
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         return None
+
+
+def png_chunks(data: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """Each chunk's type and where it begins and ends, which may be behind the end of the file.
+
+    Raises ValueError for a file in too many pieces.
+    """
+    at = len(_SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, at, at + 12 + length
+        if kind == b"IEND":
+            return
+        at += 12 + length
+    raise ValueError("the file is in too many pieces")
+
+
+def jpeg_segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Each segment's marker and where it begins and ends, to the first scan: it is the last, and only its header.
+
+    Raises ValueError for a file in too many pieces.
+    """
+    at, skipped = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        # Fill bytes, and what should not be there and everybody passes over.
+        while at + 4 <= len(data) and (data[at] != 0xFF or data[at + 1] in (0x00, 0xFF)):
+            at += 1
+            skipped += 1
+            if skipped > _MAX_SKIPPED:
+                raise ValueError("there is too much between the segments")
+        if at + 4 > len(data) or data[at + 1] == _END:
+            return
+        kind = data[at + 1]
+        length = 0 if kind in _ALONE else max(2, *struct.unpack_from(">H", data, at + 2))
+        yield kind, at, at + 2 + length
+        if kind == START_OF_SCAN:
+            return
+        at += 2 + length
+    raise ValueError("the file is in too many pieces")
 
 
 def _png(data: memoryview) -> ImageHeader | None:
@@ -76,51 +123,26 @@ def _png(data: memoryview) -> ImageHeader | None:
         return None
     width, height = struct.unpack_from(">II", data, 16)
     exif: memoryview | None = None
-    frames, pixels, at = 1, False, 8
-    for _ in range(_MAX_CHUNKS):
-        if at + 8 > len(data):
-            break
-        length, kind = struct.unpack_from(">I4s", data, at)
+    frames, pixels = 1, False
+    for kind, at, end in png_chunks(data):
         if kind == b"acTL" and not pixels:
             (frames,) = struct.unpack_from(">I", data, at + 8)
         elif kind == b"eXIf" and exif is None:
             # It may stand behind the pixels too.
-            exif = data[at + 8 : at + 8 + length]
-        elif kind == b"IEND":
-            break
+            exif = data[at + 8 : end - 4]
         pixels = pixels or kind == b"IDAT"
-        at += 12 + length
-    else:
-        return None
     return ImageHeader("png", width, height, _orientation(exif), frames > 1)
 
 
 def _jpeg(data: memoryview) -> ImageHeader | None:
     """Up to the first scan: no program that decodes it goes through more by itself."""
+    width = height = 0
     exif: memoryview | None = None
-    width = height = skipped = 0
-    at = 2
-    for _ in range(_MAX_SEGMENTS):
-        # Fill bytes, and what should not be there and everybody passes over.
-        while at + 4 <= len(data) and (data[at] != 0xFF or data[at + 1] in (0x00, 0xFF)):
-            at += 1
-            skipped += 1
-            if skipped > _MAX_SKIPPED:
-                return None
-        if at + 4 > len(data) or data[at + 1] in (0xD9, 0xDA):
-            break
-        kind = data[at + 1]
-        if kind == 0x01 or 0xD0 <= kind <= 0xD8:  # markers that stand alone
-            at += 2
-            continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
+    for kind, at, end in jpeg_segments(data):
         if kind in _FRAME_HEADERS and not width:
             height, width = struct.unpack_from(">HH", data, at + 5)
         elif kind == 0xE1 and exif is None and bytes(data[at + 4 : at + 10]) == _EXIF_PREFIX:
-            exif = data[at + 4 : at + 2 + length]
-        at += 2 + max(2, length)
-    else:
-        return None
+            exif = data[at + 4 : end]
     return ImageHeader("jpeg", width, height, _orientation(exif)) if width else None
 
 

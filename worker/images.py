@@ -15,6 +15,7 @@ import numpy as np
 
 from shared.cards import ImageFormat, Size
 from shared.formats import image_header
+from worker.bare import bare
 
 try:
     from isal.isal_zlib import compress as deflate
@@ -36,8 +37,8 @@ _BEST_JPEG_QUALITY = 95
 _FULL_CHROMA_FROM = 90
 # A quarter of a gigabyte of pixels; the gateway's own limit is lower, and a setting.
 MAX_PIXELS = 1 << 26
-_START_OF_SCAN = b"\xff\xda"
-_MAX_SCANS = 100
+# Rows that are converted or mixed at a time.
+_BAND = 128
 _SMOOTH = 3  # Pillow's Resampling.BICUBIC
 
 
@@ -72,32 +73,41 @@ def decode_strange(data: bytes | memoryview) -> Pixels:
         raise ValueError("it is no PNG, JPEG or WebP image, or its header is damaged")
     if header.animated:
         raise ValueError("it is an animation; send a single frame")
-    if header.width * header.height > MAX_PIXELS:
-        raise ValueError(f"it has more than {MAX_PIXELS} pixels")
-    whole = bytes(data)
-    if header.format == "jpeg" and whole.count(_START_OF_SCAN) > _MAX_SCANS:
-        # Each scan of a progressive JPEG goes over every pixel again.
-        raise ValueError("it has too many scans")
+    if not 0 < header.width * header.height <= MAX_PIXELS:
+        raise ValueError(f"it has no pixels, or more than {MAX_PIXELS}")
+    pixels: Pixels | None = None
+    # Before the line below, since what this raises may be told.
+    without_more = bare(memoryview(data), header.format)
     try:
         # Pillow would guess among dozens of formats, and what it says of a broken file names addresses.
-        with Image.open(io.BytesIO(whole), formats=(header.format.upper(),)) as image:
-            if image.size != (header.width, header.height):
-                raise ValueError("its header contradicts itself")
-            pixels = _colours(image)
+        with Image.open(io.BytesIO(without_more), formats=(header.format.upper(),)) as image:
+            if image.size == (header.width, header.height):
+                pixels = _colours(image)
     except Exception as error:
         raise ValueError("it is damaged or cut short") from error
-    turn = _TURNS[header.orientation]
-    return np.ascontiguousarray(turn(pixels))
+    if pixels is None:
+        raise ValueError("its header contradicts itself")
+    return np.ascontiguousarray(_TURNS[header.orientation](pixels))
 
 
 def _colours(image: Image.Image) -> Pixels:
-    """Any mode of Pillow's to RGB, or RGBA where something is transparent."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 255 where they have to be scaled.
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    """Any mode of Pillow's to RGB, or RGBA where something is transparent.
+
+    Band by band: what a conversion needs besides is then little beside the picture.
+    """
     clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    return np.asarray(image.convert("RGBA" if clear else "RGB"))
+    image.load()
+    pixels = np.empty((image.height, image.width, 4 if clear else 3), np.uint8)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            # Pillow would clip 16 bits to 255 where they have to be scaled.
+            grey = (np.asarray(band).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            pixels[top : top + _BAND] = 255
+            pixels[top : top + _BAND, :, :3] = grey[:, :, None]
+        else:
+            pixels[top : top + _BAND] = np.asarray(band.convert("RGBA" if clear else "RGB"))
+    return pixels
 
 
 # What undoes each Exif orientation: Exif 2.32, section 4.6.4, tag 274.
@@ -124,9 +134,8 @@ def on_white(pixels: Pixels) -> Pixels:
     """RGB: what is transparent shows white."""
     if pixels.shape[2] == 3:
         return pixels
-    alpha = pixels[:, :, 3:].astype(np.uint16)
-    mixed = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    white = np.broadcast_to(np.uint8(255), pixels[:, :, :3].shape)
+    return _mixed(pixels[:, :, :3], white, pixels[:, :, 3])
 
 
 def resize(pixels: Pixels, size: Size) -> Pixels:
@@ -167,10 +176,23 @@ def blurred(mask: Pixels, radius: int) -> Pixels:
 
 
 def laid_over(ground: Pixels, picture: Pixels, mask: Pixels) -> Pixels:
-    """`picture` where the mask is 255, exactly `ground` where it is 0, a mixture between; all of one size, RGB."""
-    weight = mask[:, :, None].astype(np.uint16)
-    mixed = picture * weight + ground * (255 - weight)
-    return ((mixed + 127) // 255).astype(np.uint8)
+    """`picture` where the mask is 255, exactly `ground` where it is 0, a mixture between; all of one size.
+
+    The ground is RGB, and opaque under a picture that is RGBA.
+    """
+    if picture.shape[2] == 4:
+        ground = np.dstack((ground, np.full(ground.shape[:2], 255, np.uint8)))
+    return _mixed(picture, ground, mask)
+
+
+def _mixed(picture: Pixels, ground: Pixels, weight: Pixels) -> Pixels:
+    """Both by weight, 255 being all of the picture; band by band, since it takes twice the room of what it makes."""
+    mixed = np.empty(picture.shape, np.uint8)
+    for top in range(0, len(picture), _BAND):
+        rows = slice(top, top + _BAND)
+        share = weight[rows, :, None].astype(np.uint16)
+        mixed[rows] = (picture[rows] * share + ground[rows] * (255 - share) + 127) // 255
+    return mixed
 
 
 def enlarge(pixels: Pixels, factor: int) -> Pixels:

@@ -1,87 +1,92 @@
-"""The pictures of a run, from bytes to pixels: how each kind of mask is read, and which cannot be."""
+"""From what a client sent to what a backend is handed: the names of faults, the mask turned over, sizes as seen."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from PIL import Image
 
+from shared.cards import Task
 from shared.errors import BadImage
 from shared.messages import Parameters, Run
+from tests.flavours import HEIGHT, WIDTH, exif, picture, saved
 from worker import images, inputs
 
-Pixels = NDArray[np.uint8]
-
-GROUND = np.full((32, 48, 3), 90, np.uint8)
-# Grey from 0 to 255 over the width.
-RAMP = np.linspace(0, 255, 48).astype(np.uint8)[None, :].repeat(32, axis=0)
+GOOD = saved(picture(), "PNG")
 
 
-def inpainting(**asked: Any) -> Run:
-    parameters = Parameters(prompt="x", width=48, height=32, steps=1, guidance=1.0, **asked)
-    return Run(job="j", attempt=1, model="m", task="inpaint", seeds=(1,), parameters=parameters, epoch=0, digest="d")
+def run(task: Task) -> Run:
+    asked = Parameters(prompt="x", width=64, height=64, steps=1, guidance=1)
+    return Run(job="j", attempt=1, model="m", task=task, seeds=(1,), parameters=asked, epoch=0, digest="d")
 
 
-def read(mask: Pixels, **asked: Any) -> Pixels:
-    """The mask as a backend is handed it."""
-    given = inputs.read(inpainting(**asked), [images.encode(each, "png") for each in (GROUND, mask)])
-    assert given.mask is not None
-    assert given.mask.dtype == np.uint8
-    assert given.mask.ndim == 2
-    return given.mask
+def mask(size: tuple[int, int] = (WIDTH, HEIGHT), **options: object) -> bytes:
+    alpha = np.zeros((size[1], size[0], 4), np.uint8)
+    alpha[0, 0, 3], alpha[0, 1, 3] = 255, 55
+    return saved(Image.fromarray(alpha), "PNG", **options)
 
 
-def colours(*channels: Pixels) -> Pixels:
-    return np.stack(channels, axis=2)
+def test_pictures_come_in_their_order_and_opaque() -> None:
+    clear = saved(Image.new("RGBA", (3, 2), (1, 2, 3, 0)), "PNG")
+    read = inputs.read(run("edit"), [GOOD, memoryview(clear), GOOD])
+    assert read.mask is None
+    assert [pixels.shape for pixels in read.images] == [(HEIGHT, WIDTH, 3), (2, 3, 3), (HEIGHT, WIDTH, 3)]
+    assert np.array_equal(read.images[0], np.asarray(picture()))
+    assert (read.images[1] == 255).all()
 
 
-def test_what_is_transparent_is_painted_unless_another_kind_is_named() -> None:
-    mask = colours(RAMP, RAMP, RAMP, RAMP)
-    assert np.array_equal(read(mask), 255 - RAMP)
-    with pytest.raises(BadImage, match="no alpha channel") as wrong:
-        read(colours(RAMP, RAMP, RAMP))
-    assert wrong.value.param == "mask"
-    with pytest.raises(BadImage, match="48x16"):
-        read(mask[:16])
+def test_what_is_transparent_in_a_mask_is_to_be_painted() -> None:
+    read = inputs.read(run("inpaint"), [GOOD, GOOD, mask()])
+    assert len(read.images) == 2
+    assert read.mask is not None
+    assert read.mask.shape == (HEIGHT, WIDTH)
+    assert read.mask[0, :3].tolist() == [0, 200, 255]
 
 
-def test_white_is_painted_and_grey_is_painted_partly() -> None:
-    mask = colours(RAMP, RAMP, RAMP)
-    assert np.array_equal(read(mask, mask_kind="white"), RAMP)
-    assert np.array_equal(read(mask, mask_kind="black"), 255 - RAMP)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_fits_the_picture_as_it_is_seen(orientation: int) -> None:
+    turned = saved(picture(), "JPEG", exif=exif(orientation, prefix=True))
+    seen = (HEIGHT, WIDTH) if orientation > 4 else (WIDTH, HEIGHT)
+    assert inputs.read(run("inpaint"), [turned, mask(seen)]).images[0].shape[:2] == seen[::-1]
+    with pytest.raises(BadImage, match=r"Invalid mask image: it is .*, the first image is") as caught:
+        inputs.read(run("inpaint"), [turned, mask(seen[::-1])])
+    assert caught.value.param == "mask"
 
 
-def test_colours_count_by_how_bright_they_are() -> None:
-    zero = np.zeros_like(RAMP)
-    full = zero + 255
-    for channels, bright in (((full, zero, zero), 76), ((zero, full, zero), 150), ((zero, zero, full), 29)):
-        assert np.array_equal(read(colours(*channels), mask_kind="white"), zero + bright)
+def test_a_mask_without_transparency_says_nothing() -> None:
+    with pytest.raises(BadImage, match="no alpha channel") as caught:
+        inputs.read(run("inpaint"), [GOOD, GOOD])
+    assert caught.value.param == "mask"
 
 
-def test_what_is_drawn_on_a_clear_layer_is_painted_whatever_its_colour() -> None:
-    black = np.zeros_like(RAMP)
-    drawn = np.where(RAMP > 100, np.uint8(255), np.uint8(0))
-    assert np.array_equal(read(colours(black, black, black, drawn), mask_kind="white"), drawn)
-    assert np.array_equal(read(colours(black, black, black, drawn), mask_kind="black"), 255 - drawn)
-    # An alpha channel without a clear pixel says nothing.
-    assert np.array_equal(read(colours(RAMP, RAMP, RAMP, black + 255), mask_kind="white"), RAMP)
+@pytest.mark.parametrize(
+    ("task", "sent", "name"),
+    [
+        ("edit", [b"junk"], "image"),
+        ("variation", [GOOD[:60]], "image"),
+        ("edit", [GOOD, b"junk"], "image[1]"),
+        ("edit", [b"junk", GOOD], "image[0]"),
+        ("inpaint", [b"junk", mask()], "image"),
+        ("inpaint", [GOOD, b"junk"], "mask"),
+        ("inpaint", [GOOD, b"junk", mask()], "image[1]"),
+    ],
+)
+def test_the_picture_at_fault_is_named(task: Task, sent: list[bytes], name: str) -> None:
+    with pytest.raises(BadImage, match=r"^Invalid image file for '") as caught:
+        inputs.read(run(task), sent)
+    assert caught.value.param == name
+    assert f"'{name}'" in caught.value.message
+    assert "0x" not in caught.value.message
 
 
-def test_a_mask_read_by_its_brightness_may_have_a_size_of_its_own() -> None:
-    assert read(colours(RAMP, RAMP, RAMP)[:16, :16], mask_kind="white").shape == (16, 16)
-
-
-def test_edges_run_out_over_the_blur_and_only_over_it() -> None:
-    sharp = np.zeros_like(RAMP)
-    sharp[:, 24:] = 255
-    mask = colours(sharp, sharp, sharp)
-    assert np.array_equal(read(mask, mask_kind="white", mask_blur=0), sharp)
-    soft = read(mask, mask_kind="white", mask_blur=4)
-    row = soft[16].astype(int)
-    assert (np.diff(row) >= 0).all()
-    assert row[24] - row[23] < 40
-    assert (row[0], row[47]) == (0, 255)
-    # As a Gaussian of that deviation: 16 percent of it lie beyond one.
-    assert abs(row[19] / 255 - 0.16) < 0.05
+def test_a_mask_may_be_of_any_format_that_has_transparency() -> None:
+    clear = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 0))
+    for data in (
+        saved(clear, "WEBP", lossless=True),
+        saved(clear.convert("LA"), "PNG"),
+        saved(Image.new("P", (WIDTH, HEIGHT)), "PNG", transparency=0),
+    ):
+        read = inputs.read(run("inpaint"), [GOOD, data])
+        assert read.mask is not None
+        assert (read.mask == 255).all()
+        assert images.laid_over(read.images[0], read.images[0], read.mask).shape == (HEIGHT, WIDTH, 3)
