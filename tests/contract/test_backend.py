@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from shared.cards import ModelCard, Size
-from shared.messages import Device, Parameters, Run, WantedModel
-from tests import tiny
-from worker import backends
+from shared.messages import Parameters, Run
 from worker.backends import Backend, Inputs, Picture
 
-CPU = Device(kind="cpu", names=("cpu",), threads=1)
 STEPS = 3
 
 
 class Nobody(Exception):
     """Stands for the engine's Stopped: a backend knows neither."""
-
-
-@pytest.fixture(scope="session")
-def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.klein(tmp_path_factory.mktemp("klein"))
-
-
-@pytest.fixture(scope="module", params=["stub", pytest.param("diffusion", marks=pytest.mark.model)])
-def make(request: pytest.FixtureRequest) -> Callable[[], Backend]:
-    """Makes the same model anew, not yet loaded."""
-    source = "stub" if request.param == "stub" else str(request.getfixturevalue("klein"))
-    return lambda: backends.create(WantedModel(id="tiny", source=source, backend=request.param), CPU)
-
-
-@pytest.fixture(scope="module")
-def loaded(make: Callable[[], Backend]) -> Iterator[tuple[Backend, ModelCard]]:
-    backend = make()
-    card = backend.load()
-    yield backend, card
-    backend.unload()
-
-
-@pytest.fixture
-def backend(loaded: tuple[Backend, ModelCard]) -> Backend:
-    return loaded[0]
-
-
-@pytest.fixture
-def card(loaded: tuple[Backend, ModelCard]) -> ModelCard:
-    return loaded[1]
 
 
 def run(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.cards import Size
+from shared.cards import Size, Task
 from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, UnsupportedSize
 from shared.messages import Device, Option, Parameters, Run, WantedModel
 from tests import tiny
@@ -39,9 +39,9 @@ def loaded(folder: Path) -> Iterator[Any]:
     made.unload()
 
 
-def run(side: int = 64) -> Run:
-    asked = Parameters(prompt="a cat", width=side, height=side, steps=2, guidance=1.5)
-    return Run(job="j", attempt=1, model="m", task="generate", seeds=(1,), parameters=asked, epoch=0, digest="d")
+def run(side: int = 64, height: int | None = None, task: Task = "generate", steps: int = 2) -> Run:
+    asked = Parameters(prompt="a cat", width=side, height=height or side, steps=steps, guidance=1.5)
+    return Run(job="j", attempt=1, model="m", task=task, seeds=(1,), parameters=asked, epoch=0, digest="d")
 
 
 def silent(step: int, total: int) -> None:
@@ -128,3 +128,62 @@ def test_only_an_error_that_stays_loses_the_device(loaded: Any, words: str, erro
     loaded._pipeline.transformer.register_forward_pre_hook(fail)
     with pytest.raises(error, match=words):
         loaded.generate(run(), Inputs(), silent, unseen)
+
+
+def masked(width: int, height: int) -> Inputs:
+    """A picture whose left half is to be painted."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    return Inputs((pixels,), mask)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (500, 333), (8, 8), (1000, 40)], ids=str)
+def test_under_a_mask_a_model_of_few_sizes_paints_any(loaded: Any, size: tuple[int, int]) -> None:
+    given = masked(*size)
+    [picture] = loaded.generate(run(*size, task="inpaint"), given, silent, unseen)
+    width = size[0] // 2
+    assert np.array_equal(picture.pixels[:, width:], given.images[0][:, width:])
+    assert not np.array_equal(picture.pixels[:, :width], given.images[0][:, :width])
+
+
+def test_a_small_model_edits_a_picture_of_another_shape(loaded: Any) -> None:
+    given = Inputs(masked(300, 90).images)
+    for task in ("edit", "variation"):
+        [picture] = loaded.generate(run(192, task=task), given, silent, unseen)
+        assert picture.pixels.shape == (192, 192, 3)
+        assert picture.tokens.image_in == picture.tokens.image_out == 4 * 4
+
+
+def test_more_than_a_pipeline_paints_at_once_is_painted_smaller(folder: Path, tmp_path: Path) -> None:
+    made = backend(tiny.klein(tmp_path))
+    made.load()
+    given = masked(1400, 1000)
+    [picture] = made.generate(run(1400, 1000, task="inpaint", steps=1), given, silent, unseen)
+    assert np.array_equal(picture.pixels[:, 700:], given.images[0][:, 700:])
+    assert picture.tokens.image_out * 256 <= 1024 * 1024
+    made.unload()
+
+
+def test_the_pipeline_for_masks_is_made_of_the_same_modules_and_changes_none(tmp_path: Path) -> None:
+    import torch
+
+    said = tiny.manifest(multiples=(1,)).model_copy(update={"cpu_dtype": "bfloat16"})
+    made = backend(tiny.klein(tmp_path, said))
+    made.load()
+    parts = made._pipeline.components
+    assert all(part is parts[name] for name, part in made._inpainting.components.items())
+    modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+    assert len(modules) == 3
+
+    def dtypes() -> set[Any]:
+        return {tensor.dtype for module in modules for tensor in module.parameters()}
+
+    assert dtypes() == {torch.bfloat16}
+    weights = made.memory_bytes()
+    for task in ("inpaint", "variation", "edit", "generate"):
+        [picture] = made.generate(run(task=task), Inputs() if task == "generate" else masked(64, 64), silent, unseen)
+        assert picture.pixels.shape == (64, 64, 3)
+        assert dtypes() == {torch.bfloat16}
+    assert made.memory_bytes() == weights
+    made.unload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,16 +119,24 @@ class Caller:
         return SizeRule(default=asked, allowed=tuple(native for native, _ in multiples(self._said))).closest(asked)
 
     def _reference(self, pixels: Pixels, size: Size) -> Pixels:
-        """A picture to look at, not to paint over: a model of few sizes knows only those, others take it as it is."""
+        """A picture to look at, not to paint over: a model of few sizes knows only those, others take it as it is.
+
+        A pipeline refuses what is too small or too long, and shrinks by itself what is too large, at another cost than
+        what we would tell.
+        """
         if self._said is not None:
             return images.cover(pixels, size)
-        height, width = pixels.shape[:2]
-        least = self._family.sizes.min_side
-        scale = max(least / width, least / height)
-        if scale <= 1:
-            return pixels
+        family, (height, width) = self._family, pixels.shape[:2]
+        long, short = max(width, height), min(width, height)
+        short = max(short, -(-long // family.reference_shape))
+        if short < family.sizes.min_side:
+            long, short = long * family.sizes.min_side // short, family.sizes.min_side
+        elif long * short > family.reference_pixels:
+            long = math.isqrt(family.reference_pixels * long // short)
+            short = family.reference_pixels // long
+        long = min(long, short * family.reference_shape)
         return images.resize(
-            pixels, Size(width=max(least, round(width * scale)), height=max(least, round(height * scale)))
+            pixels, Size(width=long, height=short) if width > height else Size(width=short, height=long)
         )
 
     def _text(self, asked: Parameters) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class Family:
     max_masked_images: int = 0
     # A larger picture is painted over at a smaller size, as that pipeline itself would, and enlarged.
     inpainting_pixels: int = 1024 * 1024
+    # A picture to look at has at most so many pixels, and is at most so many times as long as it is short.
+    reference_pixels: int = 1024 * 1024
+    reference_shape: int = 8
     # How much of a picture an inpainting or a variation makes anew.
     strength: float = 0.8
     scheduler: str = "euler"
