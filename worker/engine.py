@@ -1,7 +1,7 @@
 """The GPU thread: one thing at a time, between two jobs the wanted state, and at every step a look at who still waits.
 
 The engine owns the backends. It is told by `apply`, `run` and `cancel` from the loop's thread, and speaks through one
-callback, in messages: Ack, Progress, Done, Failed. Pictures are decoded and encoded by a small pool of threads, so that
+callback, in messages: Ack, Progress, Done, Failed. Pictures are decoded and encoded by threads of their own, so that
 the device has its next job while the last one's bytes are made.
 """
 
@@ -11,9 +11,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared import logs
@@ -23,10 +23,8 @@ from shared.messages import (
     Device,
     Done,
     Failed,
-    Message,
     Outcome,
     Problem,
-    Progress,
     Resident,
     Run,
     Timings,
@@ -36,6 +34,7 @@ from shared.messages import (
 from worker import backends, finishing, inputs
 from worker.backends import Backend, Inputs, Picture
 from worker.device import DeviceLost
+from worker.task import Speak, Task
 
 if TYPE_CHECKING:
     from worker.backends import Pixels
@@ -45,8 +44,6 @@ EXIT_DEVICE_LOST = 70
 _PROGRESS_SECONDS = 0.1
 
 log = logs.get("engine")
-
-Speak = Callable[[Message, Sequence[bytes]], None]
 
 
 class Stopped(Exception):
@@ -62,20 +59,6 @@ class _Held:
     outcome: Outcome
 
 
-@dataclass(slots=True, eq=False)
-class _Task:
-    """A run in hand, with its pictures once they are decoded, and its previews while they are encoded."""
-
-    run: Run
-    inputs: Future[Inputs] | None = None
-    previews: list[Future[None]] = field(default_factory=list)
-    taken: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
-    reported: float = 0.0
-    step: int = 0
-    total: int = 0
-
-
 class Engine:
     """Owns the models of one slice of devices. `speak` is called from the engine's threads and must be safe there."""
 
@@ -84,11 +67,13 @@ class Engine:
         self._speak = speak
         self._wake = threading.Condition()
         self._wanted: Wanted | None = None
-        self._tasks: deque[_Task] = deque()
-        self._current: _Task | None = None
+        self._tasks: deque[Task] = deque()
+        self._current: Task | None = None
         self._held: dict[str, _Held] = {}
         self._stopping = False
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
+        # Beside them: a finished picture does not wait for those that somebody else has sent.
+        self._decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._encoding = threading.BoundedSemaphore(encode_threads * 2)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.steps = 0
@@ -105,6 +90,7 @@ class Engine:
                 self._current.cancelled = True
             self._wake.notify()
         self._thread.join(timeout_seconds)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown(wait=not self._thread.is_alive())
         return not self._thread.is_alive()
 
@@ -119,14 +105,14 @@ class Engine:
 
         Its pictures are decoded at once, while the device is busy with others: a broken one is told before its turn.
         """
-        task = _Task(run)
+        task = Task(run, self._speak, total=run.parameters.steps * len(run.seeds))
         if attachments:
-            task.inputs = self._encoders.submit(inputs.read, run, attachments)
+            task.inputs = self._decoders.submit(inputs.read, run, attachments)
         with self._wake:
             self._tasks.append(task)
             self._wake.notify()
         if task.inputs:
-            task.inputs.add_done_callback(lambda read: self._refuse(task) if read.exception() else None)
+            task.inputs.add_done_callback(lambda read: self._decoded(task, read))
 
     def cancel(self, job: str, attempt: int) -> None:
         """Stop this attempt at its next step, or before it starts; it answers Failed(cancelled)."""
@@ -137,10 +123,14 @@ class Engine:
             waiting = [task for task in self._tasks if task.cancelled]
             self._tasks = deque(task for task in self._tasks if not task.cancelled)
         for task in waiting:
+            if task.inputs:
+                task.inputs.cancel()
             self._fail(task, Cancelled("cancelled before it started"))
 
-    def _refuse(self, task: _Task) -> None:
-        """The pictures of `task` cannot be read: it need not wait for its turn to hear that."""
+    def _decoded(self, task: Task, read: Future[Inputs]) -> None:
+        """Where the pictures of `task` cannot be read, it need not wait for its turn to hear that."""
+        if read.cancelled() or not read.exception():
+            return
         with self._wake:
             if task not in self._tasks:
                 return
@@ -232,21 +222,22 @@ class Engine:
             held.backend.unload()
             log.info("model_unloaded", model=name)
 
-    def _serve(self, task: _Task) -> None:
+    def _serve(self, task: Task) -> None:
         run = task.run
         held = self._held.get(run.model)
         if held is None or held.backend is None or (held.model.epoch, held.model.digest) != (run.epoch, run.digest):
             self._fail(task, Behind(f"{run.model} is not held in epoch {run.epoch}"))
             return
         started = time.monotonic()
-        task.total = run.parameters.steps * len(run.seeds)
-        self._speak(Progress(job=run.job, attempt=run.attempt, step=0, total=task.total), ())
+        task.progress()
         try:
             given = task.inputs.result() if task.inputs else Inputs()
         except Exception:
             self._fail(task, _problem(task))
             return
         try:
+            if task.cancelled:
+                raise Stopped
             pictures = held.backend.generate(
                 run,
                 given,
@@ -277,25 +268,24 @@ class Engine:
         else:
             self._encoders.submit(self._encode, task, pictures, timings)
 
-    def _stepped(self, task: _Task, step: int, total: int) -> None:
+    def _stepped(self, task: Task, step: int, total: int) -> None:
         if task.cancelled:
             raise Stopped
         now = time.monotonic()
         # A step that is told again is a sign of life and no progress.
         self.steps += max(0, step - task.step)
-        task.step = max(task.step, step)
-        # A backend knows better than the request: of a variation it leaves out the first steps.
-        task.total = total
+        task.step, task.total = max(task.step, step), total
         if now - task.reported >= _PROGRESS_SECONDS:
             task.reported = now
-            self._speak(Progress(job=task.run.job, attempt=task.run.attempt, step=step, total=total), ())
+            task.progress()
 
-    def _show(self, task: _Task, index: int, pixels: Pixels) -> None:
+    def _show(self, task: Task, index: int, pixels: Pixels) -> None:
         """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
         if self._encoding.acquire(blocking=False):
-            task.previews.append(self._encoders.submit(self._encode_preview, task, index, pixels))
+            earlier = task.previews[-1:]
+            task.previews.append(self._encoders.submit(self._encode_preview, task, index, pixels, earlier))
 
-    def _encode_preview(self, task: _Task, index: int, pixels: Pixels) -> None:
+    def _encode_preview(self, task: Task, index: int, pixels: Pixels, earlier: list[Future[None]]) -> None:
         run = task.run
         try:
             data = finishing.preview(pixels, run)
@@ -304,11 +294,12 @@ class Engine:
             return
         finally:
             self._encoding.release()
+        # A later one that is encoded sooner would make this one old news. The earlier one was begun before this one.
+        wait(earlier)
         if not task.cancelled:
-            shown = Progress(job=run.job, attempt=run.attempt, step=task.step, total=task.total, preview=index)
-            self._speak(shown, [data])
+            task.progress(index, [data])
 
-    def _encode(self, task: _Task, pictures: list[Picture], timings: Timings) -> None:
+    def _encode(self, task: Task, pictures: list[Picture], timings: Timings) -> None:
         run = task.run
         started = time.monotonic()
         try:
@@ -324,13 +315,13 @@ class Engine:
         facts = tuple(finishing.facts(picture, run, data) for picture, data in zip(pictures, encoded, strict=True))
         timings = timings.model_copy(update={"encode_ms": (time.monotonic() - started) * 1000})
         done = Done(job=run.job, attempt=run.attempt, images=facts, timings=timings, tokens=finishing.tokens(pictures))
-        self._speak(done, encoded)
+        task.end(done, encoded)
 
-    def _fail(self, task: _Task, error: ReplicastError) -> None:
-        self._speak(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)), ())
+    def _fail(self, task: Task, error: ReplicastError) -> None:
+        task.end(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)))
 
 
-def _problem(task: _Task) -> ReplicastError:
+def _problem(task: Task) -> ReplicastError:
     """Why the pictures of `task` cannot be read."""
     assert task.inputs is not None
     error = task.inputs.exception()
