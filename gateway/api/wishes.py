@@ -89,9 +89,19 @@ class Wish(BaseModel):
         """
         known, sent = _canonical(said)
         try:
-            return cls.model_validate_strings(known) if text else cls.model_validate(known, strict=True)
+            return cls._of_texts(known) if text else cls.model_validate(known, strict=True)
         except ValidationError as error:
             raise bad_input(error, sent) from error
+
+    @classmethod
+    def _of_texts(cls, known: dict[str, Any]) -> Self:
+        # What nobody here knows may be a list, of which pydantic would make an error without a place.
+        fields = {name: value for name, value in known.items() if name in cls.model_fields}
+        for name, value in fields.items():
+            if not isinstance(value, str):
+                raise BadInput(f"Invalid '{name}': expected one value.", param=name)
+        extra = {name: value for name, value in known.items() if name not in fields}
+        return cls.model_validate_strings(fields).model_copy(update=extra)
 
     def check(self) -> None:
         """Refuse what is understood and cannot be done: it is never ignored. Raises a BadInput."""
