@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # sysexits' EX_SOFTWARE: the device is in a state that no call can mend.
 EXIT_DEVICE_LOST = 70
 _PROGRESS_SECONDS = 0.1
+# As many as one picture may have: alone, it never loses one.
+_PREVIEWS = 3
 
 log = logs.get("engine")
 
@@ -75,6 +77,7 @@ class Engine:
         # Beside them: a finished picture does not wait for those that somebody else has sent.
         self._decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._encoding = threading.BoundedSemaphore(encode_threads * 2)
+        self._showing = threading.BoundedSemaphore(max(_PREVIEWS, encode_threads * 2))
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.steps = 0
 
@@ -281,7 +284,7 @@ class Engine:
 
     def _show(self, task: Task, index: int, pixels: Pixels) -> None:
         """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
-        if self._encoding.acquire(blocking=False):
+        if self._showing.acquire(blocking=False):
             earlier = task.previews[-1:]
             task.previews.append(self._encoders.submit(self._encode_preview, task, index, pixels, earlier))
 
@@ -293,7 +296,7 @@ class Engine:
             log.exception("preview_failed", job=run.job, request=run.request_id)
             return
         finally:
-            self._encoding.release()
+            self._showing.release()
         # A later one that is encoded sooner would make this one old news. The earlier one was begun before this one.
         wait(earlier)
         if not task.cancelled:
