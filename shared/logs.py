@@ -56,6 +56,8 @@ def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields:
     root.setLevel(level.upper())
     for chatty in ("uvicorn", "uvicorn.access", "asyncio", "urllib3", "httpx", "httpcore2", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # A broken form is its sender's fault, and the answer says so.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import Headers, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from gateway.api import body
@@ -29,17 +31,43 @@ class Form:
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
-class _Memory(MultiPartParser):
-    """starlette's parser, which would put a picture on the disk to read it back at once."""
+class _Parser(MultiPartParser):
+    """starlette's parser, held to the end of the form, and without the disk: a picture would be read back at once."""
 
     spool_max_size = 1 << 62
+    _ended = False
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_its_end(self.stream)
+        return await super().parse()
+
+    def on_headers_finished(self) -> None:
+        # Only a `filename` makes a part a file there; some clients write it in another charset, or leave it out.
+        part = self._current_part
+        disposition = part.content_disposition or b""
+        kind = dict(part.item_headers).get(b"content-type", b"").lower()
+        if b"filename*" in disposition.lower() or kind.startswith(b"image/"):
+            _, said = parse_options_header(disposition)
+            if b"filename" not in said:
+                part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _to_its_end(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for piece in pieces:
+            yield piece
+        # Raised in here, since a parser that fails closes what it has opened.
+        if not self._ended:
+            raise BadInput("The request body is cut short: its form does not end.")
 
 
 async def read(request: Request, most_bytes: int) -> Form:
     """The form in a request's body. Raises UnsupportedMedia for another, BadInput for a broken one, and TooLarge."""
     if body.media_type(request) != "multipart/form-data":
         raise UnsupportedMedia("Send the request as multipart/form-data.")
-    parser = _Memory(
+    parser = _Parser(
         Headers(scope=request.scope),
         body.chunks(request, most_bytes),
         max_files=_MAX_FILES,

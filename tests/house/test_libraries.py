@@ -14,6 +14,7 @@ from tests.house.tree import PACKAGES, expect_none, read, sources
 LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "fastapi": ("fastapi", "", ("gateway/app.py", "gateway/api/*")),
     "starlette": ("fastapi", "", ("gateway/app.py", "gateway/api/*", "gateway/front.py", "gateway/guard.py")),
+    "python_multipart": ("python-multipart", "", ("gateway/api/forms.py",)),
     "uvicorn": ("uvicorn", "", ("gateway/serve.py", "gateway/protocol.py")),
     "uvloop": ("uvloop", "", ("gateway/serve.py",)),
     "limits": ("limits", "", ("gateway/rates.py",)),
@@ -57,7 +58,6 @@ OURS = {
 UNIMPORTED = {
     "fastapi-swagger": "gateway/api/docs.py serves its files",
     "httptools": "uvicorn takes it",
-    "python-multipart": "starlette's form parser takes it",
     "uvloop": "uvicorn takes it",
     "gguf": "diffusers",
     "accelerate": "diffusers",
