@@ -171,7 +171,9 @@ class Server:
         story = self.readyz()
         if any(worker["state"] in ("starting", "loading", "backing_off") for worker in story["workers"].values()):
             return ""
-        return "; ".join(f"{name}: {model['reason']}" for name, model in story["models"].items() if not model["ready"])
+        if any(model["ready"] for model in story["models"].values()):
+            return ""
+        return "; ".join(f"{name}: {model['reason']}" for name, model in story["models"].items())
 
     def stop(self, seconds: float = STOP_SECONDS) -> int:
         """SIGTERM; its exit status when it has ended."""
