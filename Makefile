@@ -58,7 +58,7 @@ web: ## the page: plain files with nothing to build; checks that they are there
 	@echo "The page is plain static files in gateway/web: nothing to build."
 
 clean: ## remove .venv, caches, build outputs and unfinished training
-	rm -rf $(VENV) .train build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .train build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .cache
 	find $(PACKAGES) tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## list the targets

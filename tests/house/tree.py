@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("gateway", "worker", "shared")
-MADE = {".venv", ".git", ".train", "build", "dist", "__pycache__"}
+MADE = {".venv", ".git", ".train", ".cache", "build", "dist", "__pycache__"}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,26 @@ def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def troubles(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags for models that fail, each in its way: at once, in mid-stream, never done, never ready."""
+    never = tmp_path_factory.mktemp("gate") / "never"
+    models = (
+        "failing=stub?fail_at_step=1",
+        "breaking=stub?steps=2&step_seconds=1&fail_at_step=2",
+        f"held=stub?gate={never}",
+        "absent=stub?fail_load=true",
+    )
+    return tuple(word for model in models for word in ("--model", model))
+
+
+@pytest.fixture(scope="module")
+def artists(serve_for_all: Serve, troubles: tuple[str, ...]) -> Server:
+    """A server for clients: the model in the box, the stub, one with a slash in its name, and the troubles."""
+    drawing = ("--model", "shapes", "--model", "stub", "--model", "org/second=stub")
+    return serve_for_all("--device", "cpu", *drawing, *troubles, max_queue=4)
+
+
 @pytest.fixture
 def clients() -> Iterator[ThreadPoolExecutor]:
     """Threads for requests that are made at the same time."""
