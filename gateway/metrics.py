@@ -49,6 +49,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.batches = Histogram(
+            "replicast_image_batch_size",
+            "How many pictures shared a picture's call",
+            ["model"],
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
         self.ignored = Counter("replicast_ignored_parameters", "Parameters nobody here knows", registry=self.registry)
         self.lag = Histogram(
             "replicast_loop_lag_seconds", "How late the event loop wakes", buckets=_SECONDS, registry=self.registry

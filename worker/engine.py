@@ -13,27 +13,25 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared import logs
-from shared.errors import Behind, Cancelled, JobFailed, LoadFailed, OutOfMemory, ReplicastError
+from shared.errors import Cancelled, JobFailed, OutOfMemory, ReplicastError
 from shared.messages import (
     Ack,
     Device,
     Done,
     Failed,
-    Outcome,
     Problem,
     Resident,
     Run,
     Timings,
     Wanted,
-    WantedModel,
 )
-from worker import backends, finishing, inputs
+from worker import finishing, inputs
 from worker.backends import Backend, Inputs, Picture
 from worker.device import DeviceLost
+from worker.residents import Residents
 from worker.task import Speak, Task
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 # sysexits' EX_SOFTWARE: the device is in a state that no call can mend.
 EXIT_DEVICE_LOST = 70
 _PROGRESS_SECONDS = 0.1
+# A batch's runs are sent together: what is not there after this will not come.
+_GATHER_SECONDS = 0.5
 # As many as one picture may have: alone, it never loses one.
 _PREVIEWS = 3
 
@@ -52,26 +52,16 @@ class Stopped(Exception):
     """Raised out of a backend's step when nobody waits for the picture any more."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """A resident model: what was wanted, what serves it, what became of it."""
-
-    model: WantedModel
-    backend: Backend | None
-    outcome: Outcome
-
-
 class Engine:
     """Owns the models of one slice of devices. `speak` is called from the engine's threads and must be safe there."""
 
     def __init__(self, device: Device, speak: Speak, *, encode_threads: int) -> None:
-        self._device = device
         self._speak = speak
         self._wake = threading.Condition()
         self._wanted: Wanted | None = None
         self._tasks: deque[Task] = deque()
-        self._current: Task | None = None
-        self._held: dict[str, _Held] = {}
+        self._current: list[Task] = []
+        self._residents = Residents(device)
         self._stopping = False
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
         # Beside them: a finished picture does not wait for those that somebody else has sent.
@@ -89,8 +79,8 @@ class Engine:
         """Stop at the next step and give the models back; whether that was done in time."""
         with self._wake:
             self._stopping = True
-            if self._current:
-                self._current.cancelled = True
+            for task in self._current:
+                task.cancelled = True
             self._wake.notify()
         self._thread.join(timeout_seconds)
         self._decoders.shutdown(wait=False, cancel_futures=True)
@@ -120,7 +110,7 @@ class Engine:
     def cancel(self, job: str, attempt: int) -> None:
         """Stop this attempt at its next step, or before it starts; it answers Failed(cancelled)."""
         with self._wake:
-            for task in (*self._tasks, *([self._current] if self._current else [])):
+            for task in (*self._tasks, *self._current):
                 if (task.run.job, task.run.attempt) == (job, attempt):
                     task.cancelled = True
             waiting = [task for task in self._tasks if task.cancelled]
@@ -128,7 +118,7 @@ class Engine:
         for task in waiting:
             if task.inputs:
                 task.inputs.cancel()
-            self._fail(task, Cancelled("cancelled before it started"))
+            self._fail([task], Cancelled("cancelled before it started"))
 
     def _decoded(self, task: Task, read: Future[Inputs]) -> None:
         """Where the pictures of `task` cannot be read, it need not wait for its turn to hear that."""
@@ -138,32 +128,31 @@ class Engine:
             if task not in self._tasks:
                 return
             self._tasks.remove(task)
-        self._fail(task, _problem(task))
+        self._fail([task], _problem(task))
 
     def resident(self) -> tuple[Resident, ...]:
         """The models held, with their states."""
-        held = list(self._held.values())
-        return tuple(Resident(model=h.model.id, epoch=h.model.epoch, digest=h.model.digest) for h in held if h.backend)
+        return self._residents.facts()
 
     def memory_bytes(self) -> int:
         """What the resident models hold, in bytes, as counted when they were loaded."""
-        return sum(held.outcome.memory_bytes for held in list(self._held.values()))
+        return self._residents.memory_bytes()
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._current = None
+                self._current = []
                 self._wake.wait_for(lambda: self._stopping or self._wanted or self._tasks)
                 if self._stopping:
                     break
                 wanted, self._wanted = self._wanted, None
-                if wanted is None:
-                    self._current = self._tasks.popleft()
+                tasks = self._next() if wanted is None else []
             try:
                 if wanted is not None:
-                    self._reconcile(wanted)
-                elif self._current is not None:
-                    self._serve(self._current)
+                    outcomes = self._residents.reconcile(wanted)
+                    self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
+                else:
+                    self._serve(tasks)
             except DeviceLost as error:
                 # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
                 log.error("device_lost", problem=str(error))
@@ -172,115 +161,92 @@ class Engine:
                 # A bug of ours: a worker without its engine would answer pings for ever and never draw again.
                 log.exception("engine_died")
                 os._exit(EXIT_DEVICE_LOST)
-        for name in list(self._held):
-            self._release(name)
+        self._residents.release()
 
-    def _reconcile(self, wanted: Wanted) -> None:
-        models = {model.id: model for model in wanted.models}
-        for name, held in list(self._held.items()):
-            if models.get(name) != held.model or held.backend is None:
-                self._release(name)
-        for model in wanted.models:
-            if model.id not in self._held:
-                self._held[model.id] = self._load(model)
-        outcomes = tuple(self._held[model.id].outcome for model in wanted.models)
-        self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
+    def _next(self) -> list[Task]:
+        """The runs whose turn it is, with the lock held: one, or all of a batch, which come right behind each other."""
+        first = self._tasks.popleft()
+        self._current = [first]
+        if first.run.batch:
+            name, size = first.run.batch, first.run.batch_size
 
-    def _load(self, model: WantedModel) -> _Held:
+            def there() -> bool:
+                return self._stopping or sum(task.run.batch == name for task in self._tasks) >= size - 1
+
+            # Not for ever: one that was called off meanwhile does not come.
+            self._wake.wait_for(there, _GATHER_SECONDS)
+            self._current += [task for task in self._tasks if task.run.batch == name]
+            self._tasks = deque(task for task in self._tasks if task.run.batch != name)
+        return self._current
+
+    def _serve(self, tasks: list[Task]) -> None:
         started = time.monotonic()
-        backend: Backend | None = None
         try:
-            backend = backends.create(model, self._device)
-            card = backend.load()
-        except DeviceLost:
-            raise
-        except Exception as error:
-            # A file from elsewhere can make a library raise anything; the model is reported, the worker stays.
-            problem = (
-                error
-                if isinstance(error, ReplicastError)
-                else LoadFailed(f"{model.id} cannot be loaded: {type(error).__name__}")
-            )
-            log.error(
-                "load_failed", model=model.id, problem=problem.message, exc_info=not isinstance(error, ReplicastError)
-            )
-            if backend is not None:
-                backend.unload()
-            return _Held(model, None, Outcome(model=model.id, problem=Problem.of(problem)))
-        seconds = time.monotonic() - started
-        log.info("model_loaded", model=model.id, seconds=round(seconds, 3))
-        outcome = Outcome(
-            model=model.id,
-            card=card,
-            epoch=model.epoch,
-            digest=model.digest,
-            memory_bytes=backend.memory_bytes(),
-            seconds=seconds,
-        )
-        return _Held(model, backend, outcome)
-
-    def _release(self, name: str) -> None:
-        held = self._held.pop(name)
-        if held.backend is not None:
-            held.backend.unload()
-            log.info("model_unloaded", model=name)
-
-    def _serve(self, task: Task) -> None:
-        run = task.run
-        held = self._held.get(run.model)
-        if held is None or held.backend is None or (held.model.epoch, held.model.digest) != (run.epoch, run.digest):
-            self._fail(task, Behind(f"{run.model} is not held in epoch {run.epoch}"))
-            return
-        started = time.monotonic()
-        task.progress()
-        try:
-            given = task.inputs.result() if task.inputs else Inputs()
-        except Exception:
-            self._fail(task, _problem(task))
-            return
-        try:
-            if task.cancelled:
-                raise Stopped
-            pictures = held.backend.generate(
-                run,
-                given,
-                lambda step, total: self._stepped(task, step, total),
-                lambda index, pixels: self._show(task, index, pixels),
-            )
+            backend = self._residents.backend(tasks[0].run)
+            pictures = self._alone(backend, tasks[0]) if len(tasks) == 1 else self._together(backend, tasks)
         except Stopped:
-            self._fail(task, Cancelled("cancelled"))
+            self._fail(tasks, Cancelled("cancelled"))
             return
         except DeviceLost:
             raise
         except MemoryError:
-            self._fail(task, OutOfMemory("the picture does not fit in this machine's memory"))
+            self._fail(tasks, OutOfMemory("the picture does not fit in this machine's memory"))
             return
         except ReplicastError as error:
-            self._fail(task, error)
+            self._fail(tasks, error)
             return
         except Exception as error:
             # What a pipeline raises is its own affair: the log has it whole, the client a code.
-            log.exception("run_failed", job=run.job, request=run.request_id)
-            self._fail(task, JobFailed(f"the pipeline failed with {type(error).__name__}"))
+            log.exception("run_failed", jobs=[task.run.job for task in tasks], request=tasks[0].run.request_id)
+            self._fail(tasks, JobFailed(f"the pipeline failed with {type(error).__name__}"))
             return
-        timings = Timings(wait_ms=(started - task.taken) * 1000, inference_ms=(time.monotonic() - started) * 1000)
-        self._encoding.acquire()
-        if all(picture.encoded is not None for picture in pictures):
-            # There is nothing to encode: a hop to another thread would cost more than it saves.
-            self._encode(task, pictures, timings)
-        else:
-            self._encoders.submit(self._encode, task, pictures, timings)
+        ended = time.monotonic()
+        for task, made in zip(tasks, pictures, strict=True):
+            if task.cancelled:
+                self._fail([task], Cancelled("cancelled"))
+                continue
+            spent = {"wait_ms": (started - task.taken) * 1000, "inference_ms": (ended - started) * 1000}
+            self._encoding.acquire()
+            if all(picture.encoded is not None for picture in made):
+                # There is nothing to encode: a hop to another thread would cost more than it saves.
+                self._encode(task, made, Timings(**spent, batch=len(tasks)))
+            else:
+                self._encoders.submit(self._encode, task, made, Timings(**spent, batch=len(tasks)))
 
-    def _stepped(self, task: Task, step: int, total: int) -> None:
+    def _alone(self, backend: Backend, task: Task) -> list[list[Picture]]:
+        """The pictures of one run."""
+        task.progress()
+        given = _given(task)
         if task.cancelled:
             raise Stopped
-        now = time.monotonic()
-        # A step that is told again is a sign of life and no progress.
-        self.steps += max(0, step - task.step)
-        task.step, task.total = max(task.step, step), total
-        if now - task.reported >= _PROGRESS_SECONDS:
-            task.reported = now
+        pictures = backend.generate(
+            task.run,
+            given,
+            lambda step, total: self._stepped([task], step, total),
+            lambda index, pixels: self._show(task, index, pixels),
+        )
+        return [pictures]
+
+    def _together(self, backend: Backend, tasks: list[Task]) -> list[list[Picture]]:
+        """The one picture of each of several runs, made in one call."""
+        for task in tasks:
             task.progress()
+        pictures = backend.generate_together(
+            [task.run for task in tasks], lambda step, total: self._stepped(tasks, step, total)
+        )
+        return [[picture] for picture in pictures]
+
+    def _stepped(self, tasks: list[Task], step: int, total: int) -> None:
+        if all(task.cancelled for task in tasks):
+            raise Stopped
+        now = time.monotonic()
+        # A step that is told again is a sign of life and no progress; one of a batch is one step of the device.
+        self.steps += max(0, step - tasks[0].step)
+        for task in tasks:
+            task.step, task.total = max(task.step, step), total
+            if now - task.reported >= _PROGRESS_SECONDS:
+                task.reported = now
+                task.progress()
 
     def _show(self, task: Task, index: int, pixels: Pixels) -> None:
         """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
@@ -311,7 +277,7 @@ class Engine:
             wait(task.previews)
         except Exception:
             log.exception("encode_failed", job=run.job, request=run.request_id)
-            self._fail(task, JobFailed("the picture cannot be encoded"))
+            self._fail([task], JobFailed("the picture cannot be encoded"))
             return
         finally:
             self._encoding.release()
@@ -320,8 +286,17 @@ class Engine:
         done = Done(job=run.job, attempt=run.attempt, images=facts, timings=timings, tokens=finishing.tokens(pictures))
         task.end(done, encoded)
 
-    def _fail(self, task: Task, error: ReplicastError) -> None:
-        task.end(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)))
+    def _fail(self, tasks: Sequence[Task], error: ReplicastError) -> None:
+        for task in tasks:
+            task.end(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)))
+
+
+def _given(task: Task) -> Inputs:
+    """The pictures that a run works from. Raises what keeps them from being read."""
+    try:
+        return task.inputs.result() if task.inputs else Inputs()
+    except Exception as error:
+        raise _problem(task) from error
 
 
 def _problem(task: Task) -> ReplicastError:

@@ -73,6 +73,7 @@ def count(state: State, order: Order, results: list[Result]) -> None:
         state.metrics.images.labels(order.model).inc(len(result.images))
         state.metrics.image_bytes.labels(order.model).inc(sum(facts.bytes for facts in result.facts))
         timings = result.timings
+        state.metrics.batches.labels(order.model).observe(timings.batch)
         spent = {
             "queue": result.queue_ms + timings.wait_ms,
             "inference": timings.inference_ms,

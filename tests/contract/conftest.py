@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.cards import ModelCard
-from shared.messages import Device, WantedModel
+from shared.messages import Device, Option, WantedModel
 from tests import tiny
 from worker import backends
 from worker.backends import Backend
@@ -25,7 +25,8 @@ def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(request: pytest.FixtureRequest) -> Callable[[], Backend]:
     """Makes the same model anew, not yet loaded."""
     source = "stub" if request.param == "stub" else str(request.getfixturevalue("klein"))
-    return lambda: backends.create(WantedModel(id="tiny", source=source, backend=request.param), CPU)
+    options: dict[str, Option] = {"batch": 4} if request.param == "stub" else {}
+    return lambda: backends.create(WantedModel(id="tiny", source=source, backend=request.param, options=options), CPU)
 
 
 @pytest.fixture(scope="module")

@@ -121,3 +121,44 @@ def test_unload_gives_everything_back_and_may_be_said_twice(make: Callable[[], B
     backend.unload()
     backend.unload()
     assert backend.memory_bytes() == 0
+
+
+def test_pictures_made_together_are_the_pictures_made_alone(backend: Backend, card: ModelCard) -> None:
+    if card.max_batch == 1:
+        pytest.skip("this one makes one at a time")
+    runs = [run(seed, prompt=prompt) for seed, prompt in ((3, "a cat"), (9, "two dogs and a longer prompt"), (5, "x"))]
+    told: list[tuple[int, int]] = []
+    together = backend.generate_together(runs, lambda step, total: told.append((step, total)))
+    assert told == [(step, STEPS) for step in range(1, STEPS + 1)], "the steps are those of the one call"
+    assert [picture.seed for picture in together] == [3, 9, 5]
+    for each, picture in zip(runs, together, strict=True):
+        [alone] = backend.generate(each, Inputs(), silent, unseen)
+        assert picture.tokens == alone.tokens
+        assert picture.pixels is not None
+        assert alone.pixels is not None
+        # A batch of another size rounds otherwise: a level at most.
+        assert np.abs(picture.pixels.astype(int) - alone.pixels.astype(int)).max() <= 1
+
+
+def test_a_negative_prompt_counts_for_each_of_those_made_together(backend: Backend, card: ModelCard) -> None:
+    if card.max_batch == 1:
+        pytest.skip("this one makes one at a time")
+    runs = [run(3, negative=negative) for negative in ("dogs", "everything that is blue")]
+    first, second = backend.generate_together(runs, silent)
+    assert pixels([first]) != pixels([second])
+    [alone] = backend.generate(runs[1], Inputs(), silent, unseen)
+    assert second.pixels is not None
+    assert alone.pixels is not None
+    assert np.abs(second.pixels.astype(int) - alone.pixels.astype(int)).max() <= 1
+
+
+def test_a_call_for_several_can_be_called_off(backend: Backend, card: ModelCard) -> None:
+    def stop(step: int, total: int) -> None:
+        raise Nobody
+
+    if card.max_batch == 1:
+        pytest.skip("this one makes one at a time")
+    before = pixels(backend.generate(run(1), Inputs(), silent, unseen))
+    with pytest.raises(Nobody):
+        backend.generate_together([run(1), run(2)], stop)
+    assert pixels(backend.generate(run(1), Inputs(), silent, unseen)) == before

@@ -186,8 +186,8 @@ def test_previews_are_left_out_where_the_encoders_have_enough_to_do(stage: Stage
     showing.open()
     stage.puppet.orders.put(finish)
     assert isinstance(stage.ended("a"), Done)
-    # One is encoded and one waits for that.
-    assert stage.previews("a") == [0, 1]
+    # One is encoded and two wait for that: as many as a request can ask for.
+    assert stage.previews("a") == [0, 1, 2]
 
 
 def test_a_picture_waits_for_no_preview_but_its_own(wide: Stage, showing: Gate) -> None:
@@ -259,8 +259,8 @@ def test_a_preview_that_cannot_be_made_costs_no_picture(stage: Stage, monkeypatc
         patch.setattr(finishing, "preview", broken)
         for number in range(3):
             stage.puppet.order(show(number))
-            assert stage.engine._current
-            wait(stage.engine._current.previews)
+            [task] = stage.engine._current
+            wait(task.previews)
     stage.puppet.order(show(3))
     stage.puppet.orders.put(finish)
     assert isinstance(stage.ended("a"), Done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -66,6 +66,14 @@ class Backend(Protocol):
         """One picture per seed of `run`, in their order. Raises a ReplicastError; anything else is a bug.
 
         Previews are numbered through: those of the second seed follow those of the first.
+        """
+        ...
+
+    def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+        """The picture of each of these runs, of one seed each, made in one call; raises for all of them or none.
+
+        They are generations without previews, of one size, with equal steps and guidance, and a negative prompt for all
+        or for none. Asked only of a model whose card has a `max_batch` of as many.
         """
         ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,16 @@ class Caller:
         )
         return Call(task in ("inpaint", "variation"), arguments, size, steps, tokens)
 
+    def together(self, asked: Sequence[Parameters]) -> Call:
+        """The call for several pictures, which differ in their prompts alone; its tokens are those of the first."""
+        call = self.call("generate", asked[0], Inputs())
+        prompts = {"prompt": [each.prompt for each in asked]}
+        return replace(call, arguments=call.arguments | prompts | self._text(*asked))
+
+    def tokens(self, call: Call, asked: Parameters) -> Tokens:
+        """The tokens of one of the pictures of a call for several."""
+        return call.tokens.model_copy(update={"text": self._text_tokens(asked.prompt)})
+
     def finish(self, pixels: Pixels, asked: Parameters, given: Inputs) -> Pixels:
         """What the call drew, at the size that was asked for; outside of a mask exactly what was given."""
         size = Size(width=asked.width, height=asked.height)
@@ -139,18 +150,19 @@ class Caller:
             pixels, Size(width=long, height=short) if width > height else Size(width=short, height=long)
         )
 
-    def _text(self, asked: Parameters) -> dict[str, Any]:
+    def _text(self, *asked: Parameters) -> dict[str, Any]:
         text: dict[str, Any] = {}
         if self._said:
             text["max_sequence_length"] = self._said.defaults.max_sequence_length
             text["text_encoder_out_layers"] = self._said.defaults.text_encoder_out_layers
-        if not asked.negative_prompt:
+        if not asked[0].negative_prompt:
             return text
+        negative = [each.negative_prompt for each in asked]
         match self._family.negative_prompt:
             case "argument":
-                return text | {"negative_prompt": asked.negative_prompt}
+                return text | {"negative_prompt": negative if len(asked) > 1 else negative[0]}
             case "embeddings":
-                embeddings, _ = self._pipeline.encode_prompt(asked.negative_prompt, **text)
+                embeddings, _ = self._pipeline.encode_prompt(negative, **text)
                 return text | {"negative_prompt_embeds": embeddings}
         raise UnsupportedOperation("this model takes no negative prompt", param="negative_prompt")
 

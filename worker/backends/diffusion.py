@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers
@@ -93,11 +93,28 @@ class Diffusion:
                 on_preview(before + index, pixels)
 
             def image(seed: int = seed, stepped: Any = stepped, shown: Any = shown) -> Pixels:
-                return self._image(call, seed, stepped, shown, run.previews)
+                return self._images(call, [seed], stepped, shown, run.previews)[0]
 
             pixels = self._caller.finish(self._guarded(image), asked, inputs)
             pictures.append(Picture(seed, pixels=pixels, tokens=call.tokens))
         return pictures
+
+    def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+        def made() -> tuple[Call, list[Pixels]]:
+            with torch.inference_mode():
+                call = self._caller.together([run.parameters for run in runs])
+            seeds = [run.seeds[0] for run in runs]
+            return call, self._images(call, seeds, lambda step: on_step(step, call.steps))
+
+        call, drawn = self._guarded(made)
+        return [
+            Picture(
+                run.seeds[0],
+                pixels=self._caller.finish(pixels, run.parameters, Inputs()),
+                tokens=self._caller.tokens(call, run.parameters),
+            )
+            for run, pixels in zip(runs, drawn, strict=True)
+        ]
 
     def memory_bytes(self) -> int:
         if self._pipeline is None:
@@ -134,13 +151,19 @@ class Diffusion:
             max_masked_images=1 if said else family.max_masked_images,
             strength=family.strength,
             scheduler=family.scheduler,
+            max_batch=family.max_batch,
             vocabulary=_words(said) if said else (),
         )
 
-    def _image(
-        self, call: Call, seed: int, on_step: Callable[[int], None], on_preview: OnPreview, previews: int
-    ) -> Pixels:
-        """The finished pixels of one seed, as drawn. What `on_step` raises passes through."""
+    def _images(
+        self,
+        call: Call,
+        seeds: Sequence[int],
+        on_step: Callable[[int], None],
+        on_preview: OnPreview | None = None,
+        previews: int = 0,
+    ) -> list[Pixels]:
+        """The finished pixels of each seed, as drawn in one call. What `on_step` raises passes through."""
         used = self._inpainting if call.inpainting else self._pipeline
         due = preview_steps(call.steps, previews) if self._preview else {}
 
@@ -151,26 +174,25 @@ class Diffusion:
                 # The pipeline would do this at its own end, which it does not reach now.
                 pipeline.maybe_free_model_hooks()
                 raise
-            if (number := due.get(index + 1)) is not None and self._preview:
+            if (number := due.get(index + 1)) is not None and self._preview and on_preview:
                 latents = UNPACK[self._family.latents](pipeline, pipeline.scheduler.clean()[0], call.size)
                 on_preview(number, self._preview.colours(latents))
             return {}
 
         with torch.inference_mode():
-            picture = used(
+            pictures = used(
                 **call.arguments,
                 # Noise drawn on the CPU is the same on every device.
-                generator=[torch.Generator("cpu").manual_seed(seed)],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=["latents"],
                 output_type="pt",
-            ).images[0]
-            if not picture.isfinite().all():
+            ).images
+            if not pictures.isfinite().all():
                 raise InvalidOutput("the pipeline made a picture with NaN or infinity in it")
             # To bytes on the device: a quarter of the data crosses. In float32: bfloat16 has no steps of 1/255.
-            scaled = picture.float().mul(255).round().clamp(0, 255).to(torch.uint8)
-            pixels: Pixels = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
-        return pixels
+            scaled = pictures.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+            return list(scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def _guarded(self, act: Callable[[], T]) -> T:
         """What `act` gives. Raises OutOfMemory after giving back what it held, and DeviceLost."""

@@ -40,6 +40,8 @@ class Family:
     # How its latents lie in its loop, by UNPACK in previews.py, and how many of them make a side of a token.
     latents: str = ""
     patch: int = 2
+    # How many pictures one call may make.
+    max_batch: int = 1
     # Steps of a folder whose index says `is_distilled`: such a model needs few and takes no notice of guidance.
     distilled_steps: int | None = None
 
@@ -60,6 +62,7 @@ _RECORDS = (
         # The one that is painted in, and one to look at.
         max_masked_images=2,
         latents="flux2",
+        max_batch=16,
         distilled_steps=4,
     ),
 )

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Options(BaseModel):
     load_seconds: float = Field(0.0, ge=0, description="loading takes this long")
     constant: bool = Field(False, description="the same PNG of about 400 KB for every request, encoded once")
     gate: str = Field("", description="each step waits until this file exists")
+    batch: int = Field(1, ge=1, le=64, description="pictures that one call makes, in the time of one")
     poison: str = Field("", description="a run whose prompt has this word ends the process at its first step")
     fail_at_step: int = Field(0, ge=0, description="raises JobFailed")
     oom_at_step: int = Field(0, ge=0, description="raises OutOfMemory")
@@ -95,6 +97,7 @@ class Stub:
             max_masked_images=0 if options.constant else 16,
             transparent=not options.constant,
             scheduler="euler",
+            max_batch=options.batch,
             sizes=sizes,
             steps=options.steps,
             max_steps=1000,
@@ -119,16 +122,25 @@ class Stub:
             pictures.append(picture)
         return pictures
 
+    def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+        steps = runs[0].parameters.steps
+        for step in range(1, steps + 1):
+            for run in runs:
+                # The faults of each; the time is that of one, as on a device that has room for more.
+                self._step(run, step, steps, on_step, waits=run is runs[0])
+            on_step(step, steps)
+        return [self._picture(run, Inputs(), seed) for run in runs for seed in run.seeds]
+
     def memory_bytes(self) -> int:
         return len(self._constant)
 
     def unload(self) -> None:
         self._constant = b""
 
-    def _step(self, run: Run, step: int, total: int, on_step: OnStep) -> None:
+    def _step(self, run: Run, step: int, total: int, on_step: OnStep, *, waits: bool = True) -> None:
         """One step's wait and faults. A wait repeats the last step, so that it can be cancelled and is no progress."""
         options, heard = self._options, time.monotonic()
-        ends = heard + options.step_seconds
+        ends = heard + options.step_seconds * waits
         gate = Path(options.gate) if options.gate else None
         while (closed := gate is not None and not gate.exists()) or time.monotonic() < ends:
             if time.monotonic() - heard >= _HEARTBEAT_SECONDS:
