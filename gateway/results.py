@@ -29,10 +29,9 @@ from shared.wire import Buffer
 
 PATH = "/v1/images/files/"
 
-_SUFFIXES: dict[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-_FORMATS = {suffix: form for form, suffix in _SUFFIXES.items()}
+_FORMS: dict[str, ImageFormat] = {"png": "png", "jpeg": "jpeg", "webp": "webp"}
 _ID_BYTES = 16
-_ID, _EXPIRES, _SUFFIX = r"(?P<id>[0-9a-f]{32})", r"(?P<expires>[1-9][0-9]{0,11})", r"(?P<suffix>png|jpg|webp)"
+_ID, _EXPIRES, _SUFFIX = r"(?P<id>[0-9a-f]{32})", r"(?P<expires>[1-9][0-9]{0,11})", r"(?P<suffix>png|jpeg|webp)"
 _SIGNED = re.compile(rf"{_ID}\.{_EXPIRES}\.(?P<signature>[A-Za-z0-9_-]{{43}})\.{_SUFFIX}")
 _ON_DISK = re.compile(rf"{_ID}\.{_EXPIRES}\.{_SUFFIX}(?P<part>\.part)?")
 
@@ -111,7 +110,7 @@ class Results:
         room.left -= taken
         self._reserved -= taken
         name = f"{secrets.token_hex(_ID_BYTES)}.{math.ceil(self._clock() + self._keep_seconds)}"
-        key = f"{name}.{_SUFFIXES[form]}"
+        key = f"{name}.{form}"
         # Before it is written, and for good if nobody waits for that any more: the sweep finds it either way.
         self._held[key] = size
         self._held_bytes += size
@@ -122,7 +121,7 @@ class Results:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFull("The server's disk has no room for the result.") from error
             raise
-        return f"{PATH}{name}.{self._signature(key)}.{_SUFFIXES[form]}"
+        return f"{PATH}{name}.{self._signature(key)}.{form}"
 
     def find(self, name: str) -> Kept:
         """The picture of this name, as a path ends in it. Raises RouteNotFound for a name that was never given out,
@@ -136,7 +135,7 @@ class Results:
         left = int(match["expires"]) - self._clock()
         if left <= 0 or key not in self._held:
             raise Gone("This image has expired.")
-        return Kept(match["id"], self.folder / key, _FORMATS[match["suffix"]], int(left))
+        return Kept(match["id"], self.folder / key, _FORMS[match["suffix"]], int(left))
 
     async def sweep(self) -> None:
         """Remove what has expired."""

@@ -77,7 +77,7 @@ async def ask(gateway: Gateway, path: str, heard: Callable[[], None] = lambda: N
 
 @pytest.mark.parametrize(
     ("form", "suffix", "kind"),
-    [("png", "png", "image/png"), ("jpeg", "jpg", "image/jpeg"), ("webp", "webp", "image/webp")],
+    [("png", "png", "image/png"), ("jpeg", "jpeg", "image/jpeg"), ("webp", "webp", "image/webp")],
 )
 async def test_a_picture_comes_as_what_it_is_and_as_nothing_else(
     gateway: Gateway, form: ImageFormat, suffix: str, kind: str
@@ -147,7 +147,7 @@ async def test_a_signature_is_needed_and_must_fit(gateway: Gateway) -> None:
         f"{id_}.{expires}.{suffix}",
         f"{id_}.{int(expires) + 3600}.{signature}.{suffix}",
         f"{'0' * 32}.{expires}.{signature}.{suffix}",
-        f"{id_}.{expires}.{signature}.jpg",
+        f"{id_}.{expires}.{signature}.jpeg",
         f"{id_}.{expires}.{signature[:-1]}{'A' if signature[-1] != 'A' else 'B'}.{suffix}",
         f"{id_}.{expires}.{signature}",
         f"{id_}.1.{signature}.{suffix}",

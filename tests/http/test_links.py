@@ -60,7 +60,7 @@ async def test_an_edit_is_linked_only_for_old_names(gateway: Gateway) -> None:
         assert answer.json()["data"][0].keys() == {kind, "seed"}
 
 
-@pytest.mark.parametrize(("form", "end"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
+@pytest.mark.parametrize(("form", "end"), [("png", ".png"), ("jpeg", ".jpeg"), ("webp", ".webp")])
 async def test_an_address_leads_to_the_picture(gateway: Gateway, form: str, end: str) -> None:
     linked = await rows(gateway, response_format="url", output_format=form, n=3, seed=7)
     held = await rows(gateway, output_format=form, n=3, seed=7)

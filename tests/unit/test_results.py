@@ -66,7 +66,7 @@ def lying(results: Results) -> list[Path]:
 # Who finds it
 
 
-@pytest.mark.parametrize(("form", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
+@pytest.mark.parametrize(("form", "suffix"), [("png", ".png"), ("jpeg", ".jpeg"), ("webp", ".webp")])
 async def test_a_picture_is_found_by_its_name(results: Results, form: ImageFormat, suffix: str) -> None:
     name = await save(results, memoryview(PICTURE), form)  # type: ignore[arg-type]
     assert name.endswith(suffix)
