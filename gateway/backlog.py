@@ -79,10 +79,10 @@ class Backlog:
         """Put a job in its place: one that lost its worker keeps the one it had."""
         queue = self._queues[job.model]
         self._waiting[job.owner] += 1
-        if not queue or _order(queue[-1]) <= _order(job):
+        if not queue or order(queue[-1]) <= order(job):
             queue.append(job)
         else:
-            insort(queue, job, key=_order)
+            insort(queue, job, key=order)
 
     def remove(self, job: Job) -> None:
         """Take out a job that nobody waits for."""
@@ -108,5 +108,6 @@ class Backlog:
             del self._waiting[job.owner]
 
 
-def _order(job: Job) -> tuple[float, float]:
+def order(job: Job) -> tuple[float, float]:
+    """Who comes first, of whatever model: who is due first, among equals the older."""
     return job.due, job.submitted

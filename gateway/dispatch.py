@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from gateway.backlog import Backlog
+from gateway.backlog import Backlog, order
 from gateway.costs import Costs
 from gateway.jobs.job import Job
 from gateway.limits import Limits
@@ -19,9 +19,9 @@ def hand_out(
 ) -> tuple[list[Job], Worker] | None:
     """The next jobs to hand out together, nearly always one, and to whom; None if what waits has to wait.
 
-    Queues are served in the order in which their first jobs came, so that a busy model starves no other.
+    Queues are served as if their first jobs stood in one, so that a busy model starves no other.
     """
-    heads = sorted((queue[0] for _, queue in backlog if queue), key=lambda job: job.submitted)
+    heads = sorted((queue[0] for _, queue in backlog if queue), key=order)
     for job in heads:
         if worker := _choose(workers, job, version, limits):
             idle = sum(not other.jobs and _fits(other, job, version, limits) for other in workers)

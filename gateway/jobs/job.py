@@ -9,7 +9,7 @@ from enum import StrEnum
 from gateway.costs import Work
 from shared.cards import Task
 from shared.errors import ReplicastError
-from shared.formats import image_header
+from shared.formats import ImageHeader, image_header
 from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
 
@@ -134,12 +134,9 @@ class Job:
         self.batch, self.batch_size = "", 1
 
     def _is_as_asked(self, image: Buffer) -> bool:
-        header, asked = image_header(image), self.parameters
-        return header is not None and (header.format, header.width, header.height) == (
-            asked.output_format,
-            asked.width,
-            asked.height,
-        )
+        """One that moves, or is to be turned, is none that was asked for."""
+        asked = self.parameters
+        return image_header(image) == ImageHeader(asked.output_format, asked.width, asked.height)
 
     def move(self, state: JobState) -> None:
         """Go to `state`; a move that MOVES does not have is a bug of ours and raises."""

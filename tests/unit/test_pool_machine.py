@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from gateway.backlog import order
 from gateway.dispatch import AHEAD
 from gateway.jobs.job import Job, JobState, Result
 from gateway.limits import Limits
@@ -49,11 +50,12 @@ class PoolMachine(RuleBasedStateMachine):
             if run.job in worker.jobs and worker.jobs[run.job].attempt == run.attempt
         ]
 
-    @rule(count=st.integers(1, 3))
-    def clients_submit(self, count: int) -> None:
+    @rule(count=st.integers(1, 3), priority=st.sampled_from([0, 0, 0, 5, -5]))
+    def clients_submit(self, count: int, priority: int) -> None:
         for _ in range(count):
             try:
-                self.accepted.append(self.world.submit(deadline=self.world.now + 40))
+                job = self.world.submit(deadline=self.world.now + 40, priority=priority, previews=2)
+                self.accepted.append(job)
                 REACHED["accepted"] += 1
             except ReplicastError as error:
                 REACHED[f"refused {error.code}"] += 1
@@ -69,6 +71,16 @@ class PoolMachine(RuleBasedStateMachine):
         puppet, run = data.draw(st.sampled_from(self.current()))
         self.world.start(puppet, run)
         self.world.done(puppet, run)
+
+    @precondition(lambda self: self.current())
+    @rule(data=st.data(), number=st.sampled_from([0, 0, 0, 1, 1, 1, 2]))
+    def a_preview_comes(self, data: st.DataObject, number: int) -> None:
+        puppet, run = data.draw(st.sampled_from(self.current()))
+        asked = run.job in self.world.pool.jobs and number < 2
+        before = len(self.world.shown)
+        self.world.show(puppet, run, number)
+        assert self.world.shown[before:] == ([(run.job, run.attempt, number)] if asked else [])
+        REACHED["previews"] += asked
 
     @precondition(lambda self: self.current())
     @rule(data=st.data(), good=st.sampled_from([True] * 9 + [False]))
@@ -89,7 +101,9 @@ class PoolMachine(RuleBasedStateMachine):
         old = [run for other in self.alive for run in other.runs() if (puppet, run) not in now]
         if old:
             run = data.draw(st.sampled_from(old))
-            before = set(self.world.outcomes)
+            before, shown = set(self.world.outcomes), len(self.world.shown)
+            self.world.show(puppet, run, 0)
+            assert len(self.world.shown) == shown, "a preview of another attempt was shown"
             self.world.done(puppet, run)
             REACHED["old results"] += 1
             assert run.job not in set(self.world.outcomes) - before, "a result of another attempt counted"
@@ -168,6 +182,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert set(pool.jobs.values()) == {job for job in self.accepted if not job.over}
 
     @invariant()
+    def who_waits_stands_in_order(self) -> None:
+        for _, queue in self.world.pool.ledger.backlog:
+            assert list(queue) == sorted(queue, key=order)
+
+    @invariant()
     def nobody_holds_more_than_it_may(self) -> None:
         for worker in self.world.pool.workers.values():
             assert len(worker.jobs) <= worker.slots + AHEAD
@@ -235,3 +254,4 @@ def test_the_pools_invariants_hold_in_any_order() -> None:
     assert REACHED["poison"] > 0, REACHED
     assert REACHED["old results"] > 100, REACHED
     assert REACHED["cancelled"] > 50, REACHED
+    assert REACHED["previews"] > 100, REACHED

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from gateway.actions import Action, Finish, Kill, Note, Send
+from gateway.actions import Action, Finish, Kill, Note, Send, Show
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.limits import Limits
 from gateway.pool import Pool
 from shared import cards
 from shared import messages as m
 from shared.sources import wanted
-from shared.wire import Packet, Stamp
+from shared.wire import Buffer, Packet, Stamp
 from tests.pictures import hollow
 
 PNG = hollow("png", 64, 64)
@@ -42,6 +42,8 @@ class Puppet:
     session: str = ""
     seq: int = 0
     inbox: list[m.Message] = field(default_factory=list)
+    # What came with each run, by its job and attempt.
+    given: dict[tuple[str, int], tuple[Buffer, ...]] = field(default_factory=dict)
 
     def took(self, kind: type[m.Message]) -> list[m.Message]:
         """The messages of a kind that it was sent."""
@@ -61,6 +63,8 @@ class World:
         self.card = CARD
         self.puppets: dict[bytes, Puppet] = {}
         self.outcomes: dict[str, Outcome] = {}
+        # Previews, as (job, attempt, number).
+        self.shown: list[tuple[str, int, int]] = []
         self.killed: list[str] = []
         self.notes: list[str] = []
         self._ids = count(1)
@@ -72,11 +76,17 @@ class World:
                 case Send():
                     if puppet := self.puppets.get(action.peer):
                         puppet.inbox.append(action.message)
-                        if isinstance(action.message, m.Welcome):
-                            puppet.session = action.message.session
+                        match action.message:
+                            case m.Welcome(session=session):
+                                puppet.session = session
+                            case m.Run(job=job, attempt=attempt):
+                                puppet.given[job, attempt] = action.attachments
                 case Finish():
                     assert action.job.id not in self.outcomes, "a job had two answers"
                     self.outcomes[action.job.id] = action.outcome
+                case Show():
+                    assert action.job.id not in self.outcomes, "a job was shown after its answer"
+                    self.shown.append((action.job.id, action.job.attempt, action.preview))
                 case Kill():
                     self.killed.append(action.worker)
                 case Note():
@@ -156,6 +166,11 @@ class World:
     def start(self, puppet: Puppet, run: m.Run) -> None:
         """Say that the device has begun this run."""
         self.say(puppet, m.Progress(job=run.job, attempt=run.attempt, step=0, total=4))
+
+    def show(self, puppet: Puppet, run: m.Run, preview: int, *images: bytes) -> None:
+        """Show a preview of a run: a good one, unless others are given."""
+        message = m.Progress(job=run.job, attempt=run.attempt, step=preview + 1, total=4, preview=preview)
+        self.say(puppet, message, images or (PNG,))
 
     def done(self, puppet: Puppet, run: m.Run, image: bytes = PNG, *, seconds: float = 0.05, batch: int = 1) -> None:
         """Deliver the picture of a run, which took the device so long."""
