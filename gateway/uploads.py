@@ -11,6 +11,8 @@ from shared.formats import ImageHeader, image_header
 from shared.wire import Buffer
 
 _LEAST_SIDE, _MOST_SIDE = 8, 16_383
+# What stands before the comma of a data URL.
+_MOST_LABEL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,17 @@ class Bounds:
 
     def decode(self, name: str, text: str) -> bytes:
         """The bytes of a data URL, or of bare base64. Raises BadImage, or TooLarge before anything is decoded."""
-        head, comma, tail = text.partition(",") if text[:5].lower() == "data:" else ("", ",", text)
-        if not comma or (head and not head.lower().endswith(";base64")):
-            raise BadImage(f"Invalid data URL for '{name}': expected data:image/...;base64,...", param=name)
+        begin = 0
+        if text[:5].lower() == "data:":
+            begin = text.find(",", 0, _MOST_LABEL) + 1
+            if not text[:begin].lower().endswith(";base64,"):
+                raise BadImage(f"Invalid data URL for '{name}': expected data:image/...;base64,...", param=name)
         # Four characters are three bytes.
-        if len(tail) > self.most_bytes // 3 * 4 + 4:
+        if len(text) - begin > self.most_bytes // 3 * 4 + 4:
             raise TooLarge(f"'{name}' is larger than {self.most_bytes} bytes.", param=name)
         try:
-            return pybase64.b64decode(tail.encode("ascii"), validate=True)
+            # Sliced where that is no copy: it may be large.
+            return pybase64.b64decode(memoryview(text.encode("ascii"))[begin:], validate=True)
         except ValueError as error:
             raise BadImage(f"Invalid data URL for '{name}': it is not base64.", param=name) from error
 

@@ -148,7 +148,7 @@ def _size(wish: Wish, card: ModelCard, task: Task, inputs: Sequence[Upload]) -> 
     else:
         given = inputs[0].header.size
         return given if task == "inpaint" else card.sizes.closest(given)
-    if not card.sizes.fits(size):
+    if not card.sizes.fits(size) and not (task == "inpaint" and size == inputs[0].header.size):
         near = ", ".join(str(candidate) for candidate in card.sizes.nearest(size))
         raise UnsupportedSize(f"Invalid size '{size}': this model makes, nearest to it, {near}.", param="size")
     return size

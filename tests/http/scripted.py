@@ -31,6 +31,7 @@ from shared.messages import (
     Progress,
     Run,
     Timings,
+    Tokens,
     Want,
     Wanted,
     Welcome,
@@ -48,6 +49,8 @@ class Script:
     # Cleared, every run waits: before its previews, or with `halfway` when they are shown.
     go: asyncio.Event = field(default_factory=asyncio.Event)
     halfway: bool = False
+    # What a run of this prompt read and wrote: text, pictures given, picture made.
+    tokens: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     # The pictures to work from, by job.
     given: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
@@ -180,9 +183,10 @@ class Scripted:
             for seed in run.seeds
         )
         timings = Timings(wait_ms=1, inference_ms=2, encode_ms=3)
-        await self._say(
-            Done(job=run.job, attempt=run.attempt, images=facts, timings=timings), *([picture] * len(facts))
-        )
+        text, image_in, image_out = self._script.tokens.get(wish.prompt, (0, 0, 0))
+        tokens = Tokens(text=text, image_in=image_in, image_out=image_out)
+        done = Done(job=run.job, attempt=run.attempt, images=facts, timings=timings, tokens=tokens)
+        await self._say(done, *([picture] * len(facts)))
 
     async def _show(self, run: Run, picture: bytes) -> None:
         total = run.parameters.steps
