@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )
+    heartbeat_seconds: float = Field(
+        10.0, ge=0.01, le=3600, description="between two signs of life in a stream that has nothing else to say"
+    )
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="time to finish running requests at shutdown")
     ping_seconds: float = Field(1.0, ge=0.02, le=60, description="between two pings of a worker")
     suspect_after_pings: int = Field(2, ge=1, le=1000, description="missed pings before a worker gets no new work")

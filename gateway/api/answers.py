@@ -23,9 +23,6 @@ from shared import logs
 from shared.errors import ReplicastError
 from shared.wire import Buffer
 
-# Until a stream has something to say, and between two signs of life in it.
-HEARTBEAT_SECONDS = 10.0
-
 log = logs.get("http")
 
 # A preview with its number, or a picture.
@@ -169,7 +166,7 @@ async def _news(request: Request, state: State, order: Order) -> AsyncGenerator[
         left = len(order.jobs)
         while left:
             try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                async with asyncio.timeout(state.settings.heartbeat_seconds):
                     news = await inbox.get()
             except TimeoutError:
                 yield None
