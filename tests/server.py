@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,6 +247,16 @@ class Server:
         answer = self.post(**body)
         assert answer.status_code == 200, answer.text
         return [base64.b64decode(row["b64_json"]) for row in answer.json()["data"]]
+
+
+def ask_and_hold(server: Server, **body: object) -> socket.socket:
+    """A request on a connection of its own, whose answer nobody reads."""
+    host, port = server.address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), 10.0)
+    content = json.dumps(body).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
 
 
 class Serve(Protocol):

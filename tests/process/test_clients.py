@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,18 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import Serve, Server, until
+from tests.server import Serve, Server, ask_and_hold, until
 from worker.backends import stub
-
-
-def ask_and_hold(server: Server, **body: object) -> socket.socket:
-    """A request on a connection of its own, whose answer nobody reads."""
-    host, port = server.address.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), 10.0)
-    content = json.dumps(body).encode()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
-    return connection
 
 
 def test_a_client_that_leaves_frees_its_worker_at_once(serve: Serve, clients: ThreadPoolExecutor, gate: Path) -> None:

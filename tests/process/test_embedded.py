@@ -9,14 +9,15 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx2
 import openai
 import pytest
 from PIL import Image
 
-from tests import scorer
-from tests.server import Serve, Server, until
+from tests import photos, scorer
+from tests.server import Serve, Server, ask_and_hold, until
 
 pytestmark = pytest.mark.model
 
@@ -106,6 +107,76 @@ def test_a_seed_draws_the_same_bytes_on_each_replica_and_after_a_restart(
     until(lambda: server.metric("replicast_worker_restarts_total") == 2, "both are started again")
     until(server.whole, "both are back", 90.0)
     assert len({*before, *twice()}) == 1
+
+
+def edited(server: Server, task: str, **said: object) -> list[bytes]:
+    """The pictures of an edit that must succeed: by instruction, under a mask, or from noise."""
+    body = {"model": "shapes", "prompt": "a green square", "images": [{"image_url": _url(GROUND)}], **said}
+    body |= {"inpaint": {"mask": {"image_url": _url(MASK)}}, "variation": {"strength": 0.7}}.get(task, {})
+    answer = server.http.post("/v1/images/edits", json=body)
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(row["b64_json"]) for row in answer.json()["data"]]
+
+
+def _url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+# Of a size that the model does not draw.
+GROUND, (MASK, OPEN) = photos.png(photos.noise(3, 333, 250)), photos.window(333, 250)
+# Long enough to be seen at work.
+LONG = 30
+
+
+@pytest.mark.parametrize("task", ["edit", "inpaint", "variation"])
+def test_an_edit_is_the_same_bytes_on_each_replica(server: Server, clients: ThreadPoolExecutor, task: str) -> None:
+    asked = [clients.submit(edited, server, task, seed=5, steps=LONG) for _ in range(2)]
+    until(lambda: list(server.jobs().values()) == [1, 1], "each worker has one of them in hand")
+    one, two = (answer.result(60.0) for answer in asked)
+    assert one == two
+    assert one != edited(server, task, seed=5, steps=1)
+
+
+@pytest.mark.parametrize("task", ["generate", "edit", "inpaint"])
+def test_several_pictures_are_those_of_their_seeds(server: Server, task: str) -> None:
+    def drawn(**said: object) -> list[bytes]:
+        if task == "generate":
+            return server.draw(model="shapes", prompt=PROMPT, **said)
+        return edited(server, task, **said)
+
+    assert drawn(n=2, seed=7) == [*drawn(seed=7), *drawn(seed=8)]
+
+
+def test_outside_of_a_mask_nothing_changes(server: Server) -> None:
+    [picture] = edited(server, "inpaint", seed=1)
+    before, after = photos.rgb(GROUND), photos.rgb(picture)
+    assert after.shape == before.shape == (250, 333, 3)
+    assert (after[~OPEN] == before[~OPEN]).all()
+    assert (after[OPEN] != before[OPEN]).any()
+
+
+def test_an_edit_under_a_mask_survives_its_worker(server: Server, clients: ThreadPoolExecutor) -> None:
+    before = edited(server, "inpaint", seed=5, steps=LONG)
+    restarts = server.metric("replicast_worker_restarts_total")
+    asked = clients.submit(edited, server, "inpaint", seed=5, steps=LONG)
+    name = until(
+        lambda: next((name for name, jobs in server.jobs().items() if jobs), None), "it is in a worker's hands"
+    )
+    os.kill(server.workers()[name], signal.SIGKILL)
+    assert asked.result(60.0) == before
+    assert server.event("job_requeued") >= 1
+    until(lambda: server.metric("replicast_worker_restarts_total") > restarts and server.whole(), "it is back", 90.0)
+
+
+def test_who_leaves_makes_room_for_who_stays(server: Server) -> None:
+    """That it takes no more than a step is counted in tests/unit/test_leaving.py."""
+    pictures = server.metric("replicast_images_total")
+    with closing(ask_and_hold(server, model="shapes", prompt=PROMPT, steps=LONG, n=10)):
+        until(lambda: server.metric("replicast_jobs") == 10, "it is taken")
+    until(lambda: server.metric("replicast_jobs") == 0, "nobody waits for it")
+    server.draw(model="shapes", prompt=PROMPT, steps=1)
+    until(lambda: set(server.jobs().values()) == {0}, "the replicas are free")
+    assert server.metric("replicast_images_total") == pictures + 1
 
 
 def test_the_model_says_what_it_can_do(server: Server) -> None:
