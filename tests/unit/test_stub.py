@@ -171,15 +171,36 @@ def test_a_fault_comes_at_its_step_and_not_before(option: str, error: type[Excep
     assert told == [1, 2]
 
 
-def test_a_hung_step_gives_no_sign_of_life() -> None:
+@pytest.mark.parametrize(
+    ("options", "steps"), [({"hang_at_step": 2}, [1]), ({"hang": "cat"}, [])], ids=["step", "word"]
+)
+def test_a_hung_step_gives_no_sign_of_life(options: dict[str, Option], steps: list[int]) -> None:
     told: list[int] = []
-    made = stub(hang_at_step=2)
+    made = stub(**options)
     given = (run(1), Inputs(), lambda step, total: told.append(step), unseen)
     hung = threading.Thread(target=made.generate, args=given, daemon=True)
     hung.start()
     hung.join(0.3)
     assert hung.is_alive()
-    assert told == [1]
+    assert told == steps
+
+
+def test_a_word_brings_its_fault_and_spares_all_other_prompts() -> None:
+    made = stub(oom="stone", garbage="dust", slow="snail", step_seconds=0.01)
+    with pytest.raises(OutOfMemory):
+        made.generate(run(1, prompt="a stone"), Inputs(), silent, unseen)
+    (dust,) = made.generate(run(1, prompt="dust"), Inputs(), silent, unseen)
+    assert dust.encoded == b"no picture"
+
+    def seconds(prompt: str) -> float:
+        began = time.monotonic()
+        (picture,) = made.generate(run(1, prompt=prompt), Inputs(), silent, unseen)
+        assert picture.pixels is not None
+        return time.monotonic() - began
+
+    assert seconds("a snail") >= 0.4
+    # The machine may be busy with other things: the best of a few tries counts.
+    assert min(seconds("a cat") for _ in range(5)) < 0.4
 
 
 EXITS = """

@@ -36,6 +36,7 @@ DEFAULT = Size(width=512, height=512)
 _HEARTBEAT_SECONDS = 0.05
 _GATE_POLL_SECONDS = 0.005
 _EXIT_CODE = 70
+_SLOW = 10
 # So that any prompt fits into the smallest picture; the hash beside it tells two long ones apart.
 _TEXT_KEPT = 200
 _LENGTH_AND_CRC = struct.Struct(">II")
@@ -53,6 +54,10 @@ class Options(BaseModel):
     gate: str = Field("", description="each step waits until this file exists")
     batch: int = Field(1, ge=1, le=64, description="pictures that one call makes, in the time of one")
     poison: str = Field("", description="a run whose prompt has this word ends the process at its first step")
+    hang: str = Field("", description="a run whose prompt has this word never ends, without a sign of life")
+    oom: str = Field("", description="a run whose prompt has this word runs out of memory")
+    garbage: str = Field("", description="a run whose prompt has this word brings bytes that are no picture")
+    slow: str = Field("", description="steps of a run whose prompt has this word take ten times as long")
     fail_at_step: int = Field(0, ge=0, description="raises JobFailed")
     oom_at_step: int = Field(0, ge=0, description="raises OutOfMemory")
     hang_at_step: int = Field(0, ge=0, description="never returns, without a sign of life")
@@ -139,8 +144,8 @@ class Stub:
 
     def _step(self, run: Run, step: int, total: int, on_step: OnStep, *, waits: bool = True) -> None:
         """One step's wait and faults. A wait repeats the last step, so that it can be cancelled and is no progress."""
-        options, heard = self._options, time.monotonic()
-        ends = heard + options.step_seconds * waits
+        options, prompt, heard = self._options, run.parameters.prompt, time.monotonic()
+        ends = heard + options.step_seconds * waits * (_SLOW if _has(prompt, options.slow) else 1)
         gate = Path(options.gate) if options.gate else None
         while (closed := gate is not None and not gate.exists()) or time.monotonic() < ends:
             if time.monotonic() - heard >= _HEARTBEAT_SECONDS:
@@ -148,11 +153,11 @@ class Stub:
                 heard = time.monotonic()
             left = ends - time.monotonic()
             time.sleep(_GATE_POLL_SECONDS if closed else max(0.0, min(left, _HEARTBEAT_SECONDS)))
-        if step == options.exit_at_step or (options.poison and options.poison in run.parameters.prompt):
+        if step == options.exit_at_step or _has(prompt, options.poison):
             os._exit(_EXIT_CODE)
-        if step == options.hang_at_step:
+        if step == options.hang_at_step or _has(prompt, options.hang):
             threading.Event().wait()
-        if step == options.oom_at_step:
+        if step == options.oom_at_step or _has(prompt, options.oom):
             raise OutOfMemory(f"{self._model.id} was told to run out of memory at step {step}")
         if step == options.fail_at_step:
             raise JobFailed(f"{self._model.id} was told to fail at step {step}")
@@ -165,6 +170,8 @@ class Stub:
             image_in=sum(_tokens(pixels.shape[1], pixels.shape[0]) for pixels in inputs.images),
             image_out=_tokens(size.width, size.height),
         )
+        if _has(asked.prompt, self._options.garbage):
+            return Picture(seed, encoded=b"no picture", tokens=tokens)
         if self._constant and asked.output_format == "png":
             return Picture(seed, encoded=self._constant, tokens=tokens)
         if self._constant:
@@ -174,6 +181,10 @@ class Stub:
             ground, mask = images.resize(inputs.images[0], size), images.resize(inputs.mask, size)
             pixels = images.laid_over(ground, pixels, mask)
         return Picture(seed, pixels=pixels, tokens=tokens)
+
+
+def _has(prompt: str, word: str) -> bool:
+    return bool(word) and word in prompt
 
 
 def read_back(png: bytes) -> dict[str, Any]:
