@@ -76,6 +76,8 @@ def create(
     )
     metrics.watch_results(results)
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
+    intake = Intake(settings.max_bytes_in_flight)
+    metrics.watch_intake(intake)
     rates = Rates()
     state = State(
         settings,
@@ -83,7 +85,7 @@ def create(
         metrics,
         results,
         fetcher,
-        Intake(settings.max_bytes_in_flight),
+        intake,
         auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
         quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
         created=int(time.time()),
@@ -93,6 +95,7 @@ def create(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Server.serve() raises the signal again at its end: what is not stopped in here is never stopped.
         async with AsyncExitStack() as stack:
+            metrics.watch_loop(asyncio.get_running_loop())
             lag = asyncio.create_task(_watch_lag(metrics))
             stack.callback(lag.cancel)
             sweep = asyncio.create_task(_sweep(results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import get_args
@@ -11,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.actions import Event
+from gateway.intake import Intake
 from gateway.jobs.job import JobState
 from gateway.keeper import Facts, Standing
 from gateway.pool import Pool
@@ -71,6 +73,16 @@ class Metrics:
         size = Gauge("replicast_results_bytes", "Bytes of the pictures kept", registry=self.registry)
         files.set_function(lambda: results.files)
         size.set_function(lambda: results.held_bytes)
+
+    def watch_intake(self, intake: Intake) -> None:
+        """As `watch`, for what requests hold in memory."""
+        held = Gauge("replicast_bytes_in_flight", "Bytes of request bodies in memory", registry=self.registry)
+        held.set_function(lambda: intake.held_bytes)
+
+    def watch_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """As `watch`, for the tasks of the server's loop: one that nobody ends is a leak."""
+        tasks = Gauge("replicast_tasks", "Tasks of the event loop", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
 
     def text(self) -> bytes:
         """The figures in Prometheus' text format."""

@@ -240,6 +240,8 @@ async def test_the_figures_can_be_read(gateway: Gateway) -> None:
     assert values["replicast_term",] == 1
     assert values["replicast_images_total", "first"] >= 2
     assert values["replicast_http_requests_total", "/v1/images/generations", "200"] >= 1
+    # In here the server's loop is the tests' own.
+    assert values["replicast_tasks",] == len(asyncio.all_tasks())
 
 
 async def test_no_client_can_make_the_figures_grow(gateway: Gateway) -> None:
