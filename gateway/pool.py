@@ -195,8 +195,9 @@ class Pool:
         welcome = m.Welcome(session=worker.session, wanted=self.wanted, ping_seconds=self.limits.ping_seconds)
         self._out.send(worker, welcome)
         for held in hello.running:
-            if held.job not in kept:
-                # Its attempt was given to somebody else when the former session ended.
+            if held.job not in kept or kept[held.job].over:
+                # It was given to somebody else when the former session ended, or nobody waits for it: that it was told
+                # so in a former session proves nothing.
                 self._out.send(worker, m.Cancel(job=held.job, attempt=held.attempt))
         self._out.note("worker_joined", worker=worker.name, pid=worker.pid, session=worker.session)
 

@@ -161,6 +161,15 @@ def test_what_was_given_to_somebody_else_is_cancelled_in_the_next_session(world:
     assert [(c.job, c.attempt) for c in a.took(m.Cancel)] == [(old.job, old.attempt)]  # type: ignore[attr-defined]
 
 
+def test_what_nobody_waits_for_is_cancelled_again_in_the_next_session(world: World) -> None:
+    a = world.ready("a")
+    job = world.submit()
+    world.do(world.pool.cancel(job.id, world.now))
+    world.hello(a, running=(a.runs()[0],))
+    # The first may have been lost with the session that it was said in.
+    assert a.took(m.Cancel) == [m.Cancel(job=job.id, attempt=1)] * 2
+
+
 def test_the_newer_life_of_a_name_wins(world: World) -> None:
     old = world.ready("a")
     new = world.ready("a")
