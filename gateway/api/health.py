@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import orjson
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from gateway.api import access
 from gateway.api.schema import failures
+from gateway.api.shapes import Alive, Readiness
 from gateway.api.state import State
 from gateway.health import readiness
 from gateway.keys import Role
@@ -17,15 +18,19 @@ router = access.router(access.PUBLIC, tags=["health"])
 figures = access.router(Role.METRICS, tags=["health"])
 
 
-@router.get("/livez", responses=failures())
-@router.get("/healthz", responses=failures())
-@router.get("/health", responses=failures())
+@router.get("/livez", response_model=Alive, responses=failures())
+@router.get("/healthz", response_model=Alive, responses=failures())
+@router.get("/health", response_model=Alive, responses=failures())
 async def live() -> Response:
     """The loop answers."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-@router.get("/readyz", responses=failures() | {503: {"description": "Nothing can be served, and why"}})
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses=failures() | {503: {"model": Readiness, "description": "Nothing can be served, and why"}},
+)
 async def ready(request: Request) -> Response:
     """200 while a replica in step can serve something; else 503. The reasons, by model and worker, either way."""
     state: State = request.app.state.replicast
@@ -34,7 +39,7 @@ async def ready(request: Request) -> Response:
     return Response(orjson.dumps(story), 200 if is_ready else 503, headers, media_type="application/json")
 
 
-@figures.get("/metrics", responses=failures())
+@figures.get("/metrics", response_class=PlainTextResponse, responses=failures())
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     state: State = request.app.state.replicast

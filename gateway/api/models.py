@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from gateway.api import access
 from gateway.api.schema import failures
+from gateway.api.shapes import Model, Models
 from gateway.api.state import State
 from gateway.api.wishes import MAX_IMAGES, MAX_SEED
 from gateway.health import ready_replicas
@@ -18,8 +19,15 @@ from shared.cards import ModelCard
 
 router = access.router(Role.INFERENCE, tags=["models"])
 
+_ALL = {
+    "name": "all",
+    "in": "query",
+    "description": "those that cannot serve now too",
+    "schema": {"type": "boolean", "default": False},
+}
 
-@router.get("/v1/models", responses=failures())
+
+@router.get("/v1/models", response_model=Models, responses=failures(), openapi_extra={"parameters": [_ALL]})
 async def list_models(request: Request) -> Response:
     """The models that can serve now; with `?all=true` every one that is configured."""
     state: State = request.app.state.replicast
@@ -36,7 +44,7 @@ async def list_models(request: Request) -> Response:
 
 
 # An id may contain slashes, raw or as %2F.
-@router.get("/v1/models/{model:path}", responses=failures(404))
+@router.get("/v1/models/{model:path}", response_model=Model, responses=failures(404))
 async def get_model(request: Request, model: str) -> Response:
     """One configured model, ready or not, by its id or an alias."""
     state: State = request.app.state.replicast
@@ -62,6 +70,7 @@ def _row(state: State, model: str, name: str) -> dict[str, Any]:
 
 
 def _abilities(card: ModelCard) -> dict[str, Any]:
+    making = _parameters(card)
     return {
         "family": card.family,
         "revision": card.revision,
@@ -70,8 +79,8 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
         "recommended_steps": card.steps,
         "recommended_guidance": card.guidance,
         "vocabulary": list(card.vocabulary),
-        "generation_parameters": _parameters(card),
-        "edit_parameters": _edits(card),
+        "generation_parameters": making,
+        "edit_parameters": making | _editing(card) if "edit" in card.tasks else {},
     }
 
 
@@ -91,15 +100,15 @@ def _parameters(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _edits(card: ModelCard) -> dict[str, Any] | None:
-    """What the edit routes take besides; null for a model that only generates."""
-    if not {"edit", "inpaint", "variation"} & set(card.tasks):
-        return None
-    strength = {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": card.strength}
+def _editing(card: ModelCard) -> dict[str, Any]:
+    """What an edit may say besides. `maximum_images` are the pictures that may come with a mask."""
+    masks = "inpaint" in card.tasks
     return {
-        "image": {"maximum": card.max_images},
-        "mask": {"supported": "inpaint" in card.tasks, "maximum_images": card.max_masked_images},
-        "strength": strength | {"supported": "variation" in card.tasks},
+        # The one closest to the first picture.
+        "size": _sizes(card) | {"default": "auto"},
+        "image": {"type": "file", "required": True, "maximum": card.max_images},
+        "mask": {"type": "file", "supported": masks, "maximum_images": card.max_masked_images if masks else 0},
+        "strength": {"type": "number", "above": 0, "maximum": 1, "default": card.strength},
     }
 
 

@@ -46,12 +46,12 @@ class Wish(BaseModel):
     # Fields that another route takes, with what to say here.
     elsewhere: ClassVar[Mapping[str, str]] = {}
 
-    prompt: Prompt = ""
-    model: Short | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    prompt: Prompt = Field("", description="what to draw")
+    model: Short | None = Field(None, description="an id of GET /v1/models, or an alias; without it the first of them")
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(None, description="how many images, 1 without it")
     size: Short | None = Field(None, description="WIDTHxHEIGHT, or auto")
     width: Side | None = Field(None, description="with height, instead of size")
-    height: Side | None = None
+    height: Side | None = Field(None, description="with width, instead of size")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None, description="of the first image; the next has the next one. Drawn and reported without it"
     )
@@ -60,24 +60,30 @@ class Wish(BaseModel):
         None, description="also guidance_scale"
     )
     scheduler: Short | None = Field(None, description="also sampler; one that the model has")
-    negative_prompt: Prompt | None = None
-    response_format: Literal["b64_json", "base64", "url"] | None = None
-    output_format: ImageFormat | None = None
+    negative_prompt: Prompt | None = Field(None, description="what not to draw, where the model can be told so")
+    response_format: Literal["b64_json", "base64", "url"] | None = Field(
+        None, description="the picture itself, or an address of it; base64 is b64_json by another name"
+    )
+    output_format: ImageFormat | None = Field(None, description="png without it")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="quality of a JPEG or WebP; a PNG keeps every pixel"
     )
-    background: Literal["auto", "opaque", "transparent"] | None = None
-    stream: bool | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        None, description="transparent where the model can, and not as a JPEG"
+    )
+    stream: bool | None = Field(None, description="the answer comes as events: previews, then each picture")
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="previews, with stream")
     quality: Short | None = Field(None, description="taken for compatibility, without effect: use steps")
     style: Short | None = Field(None, description="taken for compatibility, without effect")
     moderation: Short | None = Field(None, description="taken for compatibility, without effect")
     complexity: Short | None = Field(None, description="taken for compatibility, without effect")
-    user: Long | None = None
+    user: Long | None = Field(None, description="taken for compatibility, without effect")
     safety_identifier: Long | None = Field(None, description="echoed in the answer")
     priority: Annotated[int, Field(ge=-10, le=10)] | None = Field(None, description="higher goes first")
     deterministic: bool | None = Field(None, description="never made in one call with others")
-    timeout_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
+        None, description="the longest it may take, waiting included; the server's own limit stands"
+    )
     return_parameters: bool | None = Field(None, description="the answer tells how to make the picture again")
     strict: bool | None = Field(None, description="fields that are not known are an error")
 
@@ -141,7 +147,7 @@ class Generation(Wish):
 
     elsewhere = dict.fromkeys(("image", "images", "image_url", "mask", "strength"), "belongs to POST /v1/images/edits")
 
-    prompt: Prompt
+    prompt: Prompt = Field(description="what to draw")
 
     @field_validator("prompt")
     @classmethod
@@ -154,7 +160,7 @@ class Edit(Wish):
 
     elsewhere = {"markup": "is not supported: say in the prompt where to edit, or send a mask"}
 
-    prompt: Prompt
+    prompt: Prompt = Field(description="what to change, or what to draw under the mask")
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="how much is made anew: under a mask, or of the whole picture instead of an instructed edit"
     )

@@ -85,8 +85,10 @@ async def test_no_route_is_missing_above(gateway: Gateway) -> None:
 async def test_the_schema_describes_a_generation(gateway: Gateway) -> None:
     schema = (await gateway.http.get("/openapi.json")).json()
     content = schema["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]
-    fields = content["application/json"]["schema"]["properties"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/Generation"}
+    fields = schema["components"]["schemas"]["Generation"]["properties"]
     assert {"prompt", "model", "n", "size", "seed", "steps", "guidance", "negative_prompt"} <= fields.keys()
+    assert fields["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
 
 
 # Request ids
