@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients import installed
 from tests.server import Serve, Server, processes, until
 
 _GONE_SECONDS = 5.0
@@ -66,6 +67,18 @@ def artists(serve_for_all: Serve, troubles: tuple[str, ...]) -> Server:
     """A server for clients: the model in the box, the stub, one with a slash in its name, and the troubles."""
     drawing = ("--model", "shapes", "--model", "stub", "--model", "org/second=stub")
     return serve_for_all("--device", "cpu", *drawing, *troubles, max_queue=4)
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The npm clients. Once a session, so that one without a network hears of it once."""
+    return installed.node_modules()
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Path:
+    """A Python with the PyPI clients."""
+    return installed.interpreter()
 
 
 @pytest.fixture

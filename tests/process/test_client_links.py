@@ -100,12 +100,12 @@ def test_a_stream_has_no_addresses(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("package", ["openai", "openai4"])
-def test_nodes_client_expects_the_same(artists: Server, photo: Path, tmp_path: Path, package: str) -> None:
-    modules = installed.node_modules()
-
+def test_nodes_client_expects_the_same(
+    node_modules: Path, artists: Server, photo: Path, tmp_path: Path, package: str
+) -> None:
     def call(method: str, **body: Any) -> list[dict[str, Any]]:
-        said = {"method": method, "body": body}
-        [line] = installed.javascript(modules, tmp_path, "openai.mjs", package, f"{artists.address}/v1", said=said)
+        said = [{"method": method, "body": body}]
+        [line] = installed.javascript(node_modules, tmp_path, "openai.mjs", package, f"{artists.address}/v1", said=said)
         rows: list[dict[str, Any]] = line["answer"]["data"]
         assert all("b64_json" not in row for row in rows)
         return rows
@@ -118,9 +118,7 @@ def test_nodes_client_expects_the_same(artists: Server, photo: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_litellm_and_langchain_expect_the_same(artists: Server, photo: Path) -> None:
-    interpreter = installed.interpreter()
-
+def test_litellm_and_langchain_expect_the_same(interpreter: Path, artists: Server, photo: Path) -> None:
     def call(client: str, **said: Any) -> Any:
         [line] = installed.python(interpreter, "pypi.py", client, f"{artists.address}/v1", said=said)
         return line["answer"]

@@ -25,9 +25,7 @@ Call = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def pypi(artists: Server) -> Call:
-    interpreter = installed.interpreter()
-
+def pypi(interpreter: Path, artists: Server) -> Call:
     def call(client: str, **said: Any) -> dict[str, Any]:
         [line] = installed.python(interpreter, "pypi.py", client, f"{artists.address}/v1", said=said)
         return line
@@ -36,11 +34,9 @@ def pypi(artists: Server) -> Call:
 
 
 @pytest.fixture
-def npm(artists: Server, tmp_path: Path) -> Call:
-    modules = installed.node_modules()
-
+def npm(node_modules: Path, artists: Server, tmp_path: Path) -> Call:
     def call(provider: str, **said: Any) -> dict[str, Any]:
-        [line] = installed.javascript(modules, tmp_path, "ai.mjs", provider, f"{artists.address}/v1", said=said)
+        [line] = installed.javascript(node_modules, tmp_path, "ai.mjs", provider, f"{artists.address}/v1", said=said)
         return line
 
     return call
