@@ -75,7 +75,10 @@ class Supervisor:
         await asyncio.gather(*tasks, *self._reapers, return_exceptions=True)
 
     def _begin(self, name: str) -> None:
-        task = asyncio.create_task(self._keepers[name].keep(), name=f"keep-{name}")
+        keeper = self._keepers[name]
+        # Before its task runs: whoever looks now has to see that it is coming.
+        keeper.facts.standing = Standing.RUNNING
+        task = asyncio.create_task(keeper.keep(), name=f"keep-{name}")
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._end(name))
 
