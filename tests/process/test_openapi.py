@@ -60,6 +60,7 @@ def answered(server: Server, status: str) -> dict[str, float]:
     return {path: server.metric("replicast_http_requests_total", route=path, status=status) for path in IMAGES}
 
 
+@pytest.mark.timeout(300)
 def test_a_thousand_requests_find_nothing_undocumented(server: Server, tmp_path: Path) -> None:
     found = tried(server, tmp_path, "--phases", "examples,coverage,fuzzing", "--max-examples", "5", "--no-shrink")
     assert found["operations"]["tested"] == found["operations"]["total"] == 10
