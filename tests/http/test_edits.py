@@ -232,6 +232,7 @@ async def test_a_picture_at_the_bounds_is_taken(gateway: Gateway) -> None:
     for size in ((8, 16_383), (16_383, 1024), (4096, 4096), (8, 8)):
         gateway.script.runs.clear()
         await told(gateway, picture(*size))
+        assert len(gateway.script.runs) == 1
 
 
 async def test_one_that_moves_is_refused(gateway: Gateway) -> None:

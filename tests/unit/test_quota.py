@@ -41,6 +41,8 @@ def test_without_bounds_there_are_none(clock: Clock) -> None:
     with ExitStack() as held:
         for _ in range(100):
             held.enter_context(quota.hold(FREE, images=10))
+        assert quota._in_flight[FREE.account] == 100
+    assert not quota._in_flight, "and nothing is kept of those that are over"
 
 
 def test_so_many_requests_are_in_flight_and_no_more(clock: Clock) -> None:

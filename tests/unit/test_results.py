@@ -231,7 +231,9 @@ async def test_after_the_sweep_there_is_room_again(results: Results, clock: Cloc
     await save(results, b"x" * 1000)
     clock.now += 100
     await results.sweep()
+    assert results.held_bytes == 0
     await save(results, b"x" * 1000)
+    assert results.held_bytes == 1000
 
 
 async def test_a_full_disk_is_told_and_leaves_nothing(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:

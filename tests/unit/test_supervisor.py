@@ -230,4 +230,5 @@ async def test_a_quarantined_worker_can_be_started_by_hand() -> None:
     launcher._status = None
     supervisor.want("a", Standing.RUNNING, 5)
     await until(lambda: supervisor.facts["a"].pid == 4)
+    assert supervisor.facts["a"].standing is Standing.RUNNING
     await supervisor.stop(1)
