@@ -31,7 +31,7 @@ CARD = cards.ModelCard(
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Puppet:
     """A worker as its gateway sees it; the test moves it."""
 
@@ -92,12 +92,12 @@ class World:
                 case Note():
                     self.notes.append(action.event)
 
-    def submit(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, steps: int = 4, **more: Any) -> Job:
-        """Submit a job; what `Pool.submit` raises passes through."""
+    def job(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, steps: int = 4, **more: Any) -> Job:
+        """A job that nobody has submitted yet."""
         number = next(self._ids)
         self.now += 0.001
         parameters = m.Parameters(prompt="x", width=64, height=64, steps=steps, guidance=1.0)
-        job = Job(
+        return Job(
             id=f"j{number}",
             model=model,
             task="generate",
@@ -107,6 +107,10 @@ class World:
             submitted=self.now,
             **more,
         )
+
+    def submit(self, model: str = "stub", **asked: Any) -> Job:
+        """Submit a job; what `Pool.submit` raises passes through."""
+        job = self.job(model, **asked)
         self.do(self.pool.submit(job, self.now))
         return job
 
@@ -154,14 +158,20 @@ class World:
         stamp = Stamp(0, puppet.incarnation, puppet.session, puppet.seq)
         self.do(self.pool.received(puppet.peer, Packet(message, stamp, attachments), self.now))
 
-    def ack(self, puppet: Puppet) -> None:
-        """Acknowledge the newest wanted state it was sent, every model loaded."""
-        states = [message.wanted for message in puppet.inbox if isinstance(message, m.Welcome | m.Want)]
+    def ack(self, puppet: Puppet, *, state: int = -1, without: str = "", digest: str = "") -> None:
+        """Acknowledge the newest wanted state it was sent, or another; every model loaded, `without` this one.
+
+        With a `digest` it says that of each model instead of the one that was wanted.
+        """
+        wanted = [message.wanted for message in puppet.inbox if isinstance(message, m.Welcome | m.Want)][state]
+        failed = m.Problem(code="load_failed", message="it does not fit")
         outcomes = tuple(
-            m.Outcome(model=model.id, card=self.card, epoch=model.epoch, digest=model.digest)
-            for model in states[-1].models
+            m.Outcome(model=model.id, problem=failed)
+            if model.id == without
+            else m.Outcome(model=model.id, card=self.card, epoch=model.epoch, digest=digest or model.digest)
+            for model in wanted.models
         )
-        self.say(puppet, m.Ack(version=states[-1].version, outcomes=outcomes))
+        self.say(puppet, m.Ack(version=wanted.version, outcomes=outcomes))
 
     def start(self, puppet: Puppet, run: m.Run) -> None:
         """Say that the device has begun this run."""
