@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from shared.cards import Task
-from shared.messages import Ack, Device, Done, Failed, Message, Parameters, Progress, Run, Wanted
+from shared.messages import Ack, Device, Done, Failed, Message, Parameters, Progress, Run, Wanted, WantedModel
 from shared.sources import wanted
 from tests.photos import noise, png, window
+from worker import backends
+from worker.backends import Backend
 from worker.engine import Engine
 
 pytestmark = pytest.mark.model
@@ -28,6 +30,8 @@ class Watcher:
         self.leave_at = STEPS
         self.left_at = 0
         self.heard: list[Message] = []
+        # What it holds, once that is loaded.
+        self.model: Any = None
         self._more = threading.Condition()
         self.engine = Engine(Device(kind="cpu", names=("cpu",), threads=1), self._hear, encode_threads=1)
 
@@ -79,10 +83,17 @@ class Watcher:
 
 @pytest.fixture(scope="module")
 def watcher() -> Iterator[Watcher]:
-    made = Watcher()
-    made.engine.start()
-    made.engine.apply(Wanted(version=1, models=(SHAPES,)))
-    assert made.last(Ack).outcomes[0].problem is None
+    made, create = Watcher(), backends.create
+
+    def noticed(model: WantedModel, device: Device) -> Backend:
+        made.model = create(model, device)
+        return made.model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "create", noticed)
+        made.engine.start()
+        made.engine.apply(Wanted(version=1, models=(SHAPES,)))
+        assert made.last(Ack).outcomes[0].problem is None
     yield made
     assert made.engine.stop(PATIENCE)
 
@@ -95,8 +106,7 @@ def test_one_step_more_is_all_that_is_made(watcher: Watcher, task: Task) -> None
         nonlocal asked
         asked += 1
 
-    pipeline: Any = watcher.engine._held["shapes"].backend
-    hook = pipeline._pipeline.transformer.register_forward_pre_hook(count)
+    hook = watcher.model._pipeline.transformer.register_forward_pre_hook(count)
     try:
         end = watcher.run(task, STEPS, leave_at=3)
     finally:
