@@ -228,3 +228,16 @@ def test_the_stub_meets_no_torch() -> None:
     program = "import sys, worker.backends as b, worker.backends.stub, worker.images; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "False", ran.stderr
+
+
+def test_a_transparent_drawing_under_a_mask_is_clear_there_and_nowhere_else() -> None:
+    ground = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    asked = run(1, transparent=True).model_copy(update={"task": "inpaint"})
+    (picture,) = stub().generate(asked, Inputs((ground,), mask), silent, unseen)
+    assert picture.pixels is not None
+    assert picture.pixels.shape == (64, 64, 4)
+    assert np.array_equal(picture.pixels[:, :32, :3], ground[:, :32])
+    assert (picture.pixels[:, :32, 3] == 255).all()
+    assert (picture.pixels[:, 32:, 3] == 0).any()
