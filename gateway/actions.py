@@ -60,10 +60,11 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the process of this worker: it cannot be reasoned with."""
+    """End the process of this worker: it cannot be reasoned with. `at_work`: its work is charged with its end."""
 
     worker: str
     reason: str
+    at_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ class Outbox:
         """Tell a peer that it will not be let in."""
         self._actions.append(Send(peer, Reject(code=code, message=why), Stamp(self._term)))
 
-    def kill(self, worker: str, reason: str) -> None:
+    def kill(self, worker: str, reason: str, *, at_work: bool = False) -> None:
         """End the process of this worker."""
-        self._actions.append(Kill(worker, reason))
+        self._actions.append(Kill(worker, reason, at_work))
 
     def finish(self, job: Job, outcome: Outcome) -> None:
         """Give a job its one answer."""

@@ -284,8 +284,9 @@ class Pool:
     # What follows from events
 
     def _condemn(self, worker: Worker, reason: str) -> None:
+        at_work = bool(worker.jobs)
         self._lose(worker, reason, fault=True)
-        self._out.kill(worker.name, reason)
+        self._out.kill(worker.name, reason, at_work=at_work)
 
     def _distrust(self, worker: Worker, job: Job) -> None:
         self._out.note("bad_result", worker=worker.name, job=job.id)

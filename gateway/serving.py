@@ -64,6 +64,7 @@ class Serving:
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._shown: dict[str, Shown] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._killed_at_work: set[str] = set()
         ears = keeper.Ears(
             expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
             exited=self._exited,
@@ -187,7 +188,9 @@ class Serving:
 
     def _exited(self, name: str, reason: str) -> bool:
         worker = self.pool.workers.get(name)
-        at_work = worker is not None and bool(worker.jobs)
+        # One that was condemned is not in the pool any more: whether it had work was known then.
+        at_work = name in self._killed_at_work or (worker is not None and bool(worker.jobs))
+        self._killed_at_work.discard(name)
         self._do(self.pool.exited(name, reason, time.monotonic()))
         return at_work
 
@@ -210,6 +213,8 @@ class Serving:
                 case Kill():
                     self._noted("worker_killed")
                     log.error("worker_killed", worker=action.worker, reason=action.reason)
+                    if action.at_work:
+                        self._killed_at_work.add(action.worker)
                     self.supervisor.kill(action.worker)
                 case Note():
                     self._noted(action.event)

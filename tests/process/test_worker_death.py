@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests.server import Serve, Server, until
 from worker.backends import stub
 
@@ -175,11 +177,12 @@ def test_a_failure_of_the_picture_is_no_failure_of_the_worker(serve: Serve) -> N
     assert server.workers() == workers
 
 
-def test_poison_that_kills_at_once_costs_nobody_else_the_service(serve: Serve) -> None:
+@pytest.mark.parametrize("word", ["hemlock", "rubble"], ids=["dies", "is-killed"])
+def test_poison_that_kills_at_once_costs_nobody_else_the_service(serve: Serve, word: str) -> None:
     """With the settings as they come: no death is too quick to be counted, and none of these is a crash loop's."""
-    server = serve("--device", "stub:2", "--model", "stub?poison=hemlock")
-    for _ in range(3):
-        poisoned = server.post(prompt="a cup of hemlock")
+    server = serve("--device", "stub:2", "--model", "stub?poison=hemlock&garbage=rubble")
+    for _ in range(4):
+        poisoned = server.post(prompt=f"a cup of {word}")
         assert (poisoned.status_code, poisoned.json()["error"]["code"]) == (502, "poison")
         until(server.whole, "the workers are back")
     server.draw(prompt="a cup of tea")

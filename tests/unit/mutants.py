@@ -63,6 +63,7 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant("no_blame", pool, "job.crashes += blamed", "job.crashes += False"),
         Mutant("all_are_blamed", pool, "blamed=fault and job in running", "blamed=fault"),
         Mutant("loss_is_blamed", pool, "blamed=fault and job in running", "blamed=job in running"),
+        Mutant("work_is_not_charged", pool, "at_work = bool(worker.jobs)", "at_work = False"),
         Mutant(
             "one_death_more", pool, "job.crashes >= self.limits.max_attempts", "job.crashes > self.limits.max_attempts"
         ),

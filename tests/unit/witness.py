@@ -39,6 +39,7 @@ class Witness(World):
         self._kept: dict[str, Hand] = {}
         self._owing: set[tuple[str, int]] = set()
         self._moving = ""
+        self._gone = ("", False)
         self._said: m.Message | None = None
 
     # What is known
@@ -210,7 +211,7 @@ class Witness(World):
                 case Show():
                     self._shown(action)
                 case Kill():
-                    assert self.session_of(action.worker) is None
+                    assert (action.worker, action.at_work) == self._gone, "whether its work is charged with its end"
                 case Note(event="worker_lost"):
                     self._lost(str(action.fields["worker"]), str(action.fields["reason"]))
                 case Note(event="job_taken_back"):
@@ -301,4 +302,5 @@ class Witness(World):
                 # What this very death has ended comes before the news of it.
                 ended = self.outcomes.get(hand.run.job)
                 self.deaths[hand.run.job] += ended is None or isinstance(ended, errors.Poison | errors.UnknownModel)
+        self._gone = (name, bool(session.hands))
         del self.sessions[session.puppet.peer]
