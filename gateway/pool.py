@@ -196,8 +196,7 @@ class Pool:
         self._out.send(worker, welcome)
         for held in hello.running:
             if held.job not in kept or kept[held.job].over:
-                # It was given to somebody else when the former session ended, or nobody waits for it: that it was told
-                # so in a former session proves nothing.
+                # It is somebody else's by now, or nobody waits; what was told in a former session proves nothing.
                 self._out.send(worker, m.Cancel(job=held.job, attempt=held.attempt))
         self._out.note("worker_joined", worker=worker.name, pid=worker.pid, session=worker.session)
 
