@@ -28,7 +28,7 @@ class Scale(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    replicas: Annotated[int, Field(ge=1, le=1024)]
+    replicas: Annotated[int, Field(ge=1, le=64)]
 
 
 @router.get("/v1/admin/workers", responses=failures())
