@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.causes import Death
 from gateway.jobs.job import Job, Outcome
 from shared.messages import Message
 from shared.wire import Buffer, Stamp
@@ -22,6 +23,7 @@ Event = Literal[
     "stranger_message",
     "task_restarted",
     "wire_error",
+    "work_lost",
     "worker_asked",
     "worker_joined",
     "worker_killed",
@@ -63,15 +65,17 @@ class Kill:
     """End the process of this worker: it cannot be reasoned with. `at_work`: its work is charged with its end."""
 
     worker: str
-    reason: str
+    reason: Death
     at_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth a log line and a counter."""
+    """Something worth a log line and a counter: the job it is about, if it is, and since when what it tells lasted."""
 
     event: Event
+    job: Job | None = None
+    since: float | None = None
     fields: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -19,9 +19,10 @@ from gateway.api.state import State
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.front import Front
+from gateway.gauges import Live
 from gateway.guard import Guard
 from gateway.home import Home
-from gateway.intake import Intake
+from gateway.intake import Connections, Intake
 from gateway.keeper import RestartPolicy
 from gateway.keys import KeyFile
 from gateway.launchers import Launcher, Slot
@@ -55,7 +56,7 @@ def create(
     """
     settings.aliases()
     term = home.next_term()
-    metrics = Metrics(term)
+    metrics = Metrics(model.id for model in settings.models())
     serving = Serving(
         settings.models(),
         slots,
@@ -65,19 +66,29 @@ def create(
         term=term,
         socket_folder=home.socket_folder(),
         launcher=launcher or (lambda endpoint: Local(endpoint, settings.log_level, settings.log_format)),
-        noted=lambda event: metrics.events.labels(event).inc(),
+        noted=metrics.noted,
+        ended=metrics.ended,
     )
-    metrics.watch(serving.pool, lambda: serving.supervisor.facts)
     results = Results(
         home.folder / "results",
         home.secret(),
         keep_seconds=settings.result_seconds,
         max_bytes=settings.results_max_bytes,
     )
-    metrics.watch_results(results)
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
-    intake = Intake(settings.max_bytes_in_flight)
-    metrics.watch_intake(intake)
+    intake, connections = Intake(settings.max_bytes_in_flight), Connections(settings.max_connections)
+    metrics.watch(
+        Live(
+            serving.pool,
+            lambda: serving.supervisor.facts,
+            intake,
+            connections,
+            results,
+            home.folder,
+            started=time.monotonic(),
+            term=term,
+        )
+    )
     rates = Rates()
     state = State(
         settings,
@@ -86,6 +97,7 @@ def create(
         results,
         fetcher,
         intake,
+        connections,
         auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
         quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
         created=int(time.time()),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.intake import Intake
 from gateway.metrics import Metrics
+from gateway.story import Story
 from shared import logs
 
 # What a client may call its request: anything else could forge a header or a log line.
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+# Answers below it cost work and are told each; of others there may be many, and they are told to who looks closely.
+_TOLD = ("/v1/images/", "/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 
 log = logs.get("http")
 
@@ -36,7 +40,8 @@ class Front:
             scope = {**scope, "method": "GET"}
         began = time.monotonic()
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        story = Story(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, story=story)
         status = 0
 
         async def stamped(message: Message) -> None:
@@ -53,7 +58,7 @@ class Front:
                 )
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request=request_id):
+        with logs.about(request=request_id), self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, stamped)
             except Exception:
@@ -65,9 +70,23 @@ class Front:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
-            log.debug(
-                "answered", method=scope["method"], path=scope["path"][:200], status=status, ms=round(seconds * 1000, 1)
+            if story.code:
+                self._metrics.errors.labels(story.code).inc()
+            log.log(
+                _level(route, status),
+                "answered",
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=round(seconds * 1000, 1),
+                **story.fields(),
             )
+
+
+def _level(route: str, status: int) -> int:
+    if not route.startswith(_TOLD):
+        return logging.DEBUG
+    return logging.WARNING if status >= 500 else logging.INFO
 
 
 def _request_id(scope: Scope) -> str:

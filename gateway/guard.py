@@ -14,7 +14,7 @@ from functools import lru_cache
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.errors import answer
+from gateway.api.errors import told
 from shared.errors import BadInput, Misdirected, OriginRefused, ReplicastError
 
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{0,5}))?")
@@ -58,7 +58,7 @@ class Guard:
         try:
             app = self._way_in(scope)
         except ReplicastError as error:
-            await answer(error)(scope, receive, send)
+            await told(scope, error)(scope, receive, send)
             return
         await app(scope, receive, send)
 

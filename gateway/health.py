@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.keeper import Facts, Standing
 from gateway.pool import Pool
-from gateway.workers import State
+from gateway.workers import State, Worker
+
+# Its process runs and has not said Hello yet.
+_STARTING = "starting"
+# Every state of a worker's place that `state_of` can tell.
+STATES = tuple(
+    dict.fromkeys(
+        (
+            _STARTING,
+            *(state.value for state in State if state is not State.GONE),
+            *(standing.value for standing in Standing if standing is not Standing.RUNNING),
+        )
+    )
+)
 
 
-def readiness(pool: Pool, facts: dict[str, Facts]) -> tuple[bool, dict[str, Any]]:
+def readiness(pool: Pool, facts: Mapping[str, Facts]) -> tuple[bool, dict[str, Any]]:
     """Whether anything can be served, and the story: per model its replicas in step, and per worker how it is.
 
     One model that cannot be loaded does not take the others out of a balancer: then the status is "degraded".
@@ -32,6 +46,13 @@ def ready_replicas(pool: Pool, model: str) -> int:
     )
 
 
+def state_of(pool: Pool, name: str, fact: Facts) -> str:
+    """How a worker is: what it says of itself, or else what is done about its place; one of STATES."""
+    if worker := pool.workers.get(name):
+        return worker.state.value
+    return _STARTING if fact.standing is Standing.RUNNING else fact.standing.value
+
+
 def _status(pool: Pool, able: list[bool]) -> str:
     if pool.draining:
         return "draining"
@@ -51,25 +72,29 @@ def _model(pool: Pool, model: str, workers: dict[str, dict[str, Any]]) -> dict[s
     if problems:
         entry["problems"] = problems
     if not ready:
-        entry["reason"] = next(iter(problems.values()), None) or _reason(workers)
+        entry["reason"] = next(iter(problems.values()), None) or _reason(pool, workers)
     return entry
 
 
-def _reason(workers: dict[str, dict[str, Any]]) -> str:
-    states = sorted({str(worker["state"]) for worker in workers.values()})
-    return f"no replica in step: workers are {', '.join(states)}"
+def _reason(pool: Pool, workers: dict[str, dict[str, Any]]) -> str:
+    """Why no worker can serve, in words: how they are, and of what those died that are not there."""
+    if not workers:
+        return "no replica in step: there are no workers"
+    hows = sorted({_how(pool, pool.workers.get(name), entry) for name, entry in workers.items()})
+    return f"no replica in step: workers are {', '.join(hows)}"
+
+
+def _how(pool: Pool, worker: Worker | None, entry: dict[str, Any]) -> str:
+    if worker is None:
+        return f"{entry['state']} ({entry['last_error']})" if entry.get("last_error") else str(entry["state"])
+    if worker.state is not State.READY:
+        return worker.state.value
+    return "silent" if entry["suspect"] else "behind the wanted state" if not entry["in_step"] else "ready"
 
 
 def _worker(pool: Pool, name: str, fact: Facts) -> dict[str, Any]:
-    worker = pool.workers.get(name)
-    if worker is not None:
-        state = worker.state.value
-    elif fact.standing is Standing.RUNNING:
-        state = "starting"
-    else:
-        state = fact.standing.value
-    entry: dict[str, Any] = {"state": state, "restarts": fact.restarts}
-    if worker is not None:
+    entry: dict[str, Any] = {"state": state_of(pool, name, fact), "restarts": fact.restarts.total()}
+    if worker := pool.workers.get(name):
         entry |= {
             "in_step": worker.version == pool.wanted.version,
             "suspect": worker.missed >= pool.limits.suspect_after,

@@ -7,11 +7,12 @@ import contextlib
 import secrets
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gateway.causes import Death
 from gateway.launchers import Handle, Launcher, Slot
 from shared import logs
 
@@ -43,12 +44,13 @@ class Standing(StrEnum):
 
 @dataclass(slots=True)
 class Facts:
-    """What is known about a slot, for /readyz and the log."""
+    """What is known about a slot, for /readyz, the figures and the log; `cause` is why its process ends, or ended."""
 
     slot: Slot
     standing: Standing = Standing.STOPPED
     pid: int = 0
-    restarts: int = 0
+    cause: Death = "ended"
+    restarts: Counter[Death] = field(default_factory=Counter)
     started_at: float = 0.0
     last_error: str = ""
     last_words: list[str] = field(default_factory=list)
@@ -80,9 +82,10 @@ class Keeper:
         self._asked = False
         self._changed = asyncio.Event()
 
-    def kill(self) -> None:
-        """End the process now; what is done then is what is wanted."""
+    def kill(self, reason: Death | None = None) -> None:
+        """End the process now, for this reason; what is done then is what is wanted."""
         if self._handle:
+            self.facts.cause = reason or self.facts.cause
             self._handle.kill()
 
     def terminate(self) -> None:
@@ -103,7 +106,7 @@ class Keeper:
     async def keep(self) -> None:
         """Keep the worker as it is wanted, until it is wanted no more."""
         starts: deque[float] = deque(maxlen=self._policy.limit)
-        failures, lives = 0, 0
+        failures, again = 0, False
         while self._wanted is not Standing.STOPPED:
             if self._wanted is Standing.DRAINED:
                 self.facts.standing = Standing.DRAINED
@@ -115,11 +118,13 @@ class Keeper:
                 # As it was told: no failure, and no wait.
                 starts.clear()
                 failures = 0
+                self.facts.cause = "requested"
             self._asked = False
             self._changed.clear()
             self.facts.standing = Standing.RUNNING
-            self.facts.restarts = lives
-            lives += 1
+            if again:
+                self.facts.restarts[self.facts.cause] += 1
+            self.facts.cause, again = "ended", True
             began = time.monotonic()
             starts.append(began)
             reason, at_work = await self._live()
@@ -148,6 +153,7 @@ class Keeper:
         try:
             handle = await self._launcher.launch(facts.slot, token)
         except OSError as error:
+            facts.cause = "launch_failed"
             self._ears.exited(name, "launch_failed")
             return f"cannot be started: {error}", False
         self._handle = handle

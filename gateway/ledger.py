@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gateway.backlog import Backlog
+from gateway.causes import Cause, Waste
 from gateway.costs import Costs
 from gateway.jobs.job import Job, JobState, Result
+from gateway.limits import Limits
 from gateway.outbox import Outbox
 from gateway.workers import Worker
 from shared import messages as m
-from shared.errors import Cancelled, ReplicastError, UnknownModel
+from shared.errors import Cancelled, Poison, ReplicastError, UnknownModel
 
 
 class Ledger:
@@ -23,8 +25,9 @@ class Ledger:
         self.costs = Costs()
         self._out = out
 
-    def take(self, job: Job) -> None:
+    def take(self, job: Job, now: float) -> None:
         """Accept a job: from now on it gets exactly one answer."""
+        job.accepted = now
         job.cost_seconds = self.costs.seconds(job.model, job.work)
         self.jobs[job.id] = job
         self.backlog.join(job)
@@ -37,15 +40,30 @@ class Ledger:
         worker.jobs[job.id] = job
         self._out.send(worker, job.run(model), job.inputs)
 
-    def requeue(self, job: Job) -> None:
+    def requeue(self, job: Job, cause: Cause) -> None:
         """Its worker is gone, or would not have it: it waits again, where it was."""
         if job.model not in self.backlog:
             self.finish(job, _unloaded(job))
             return
         job.move(JobState.QUEUED)
+        self._out.note("job_requeued", job, job.dispatched, worker=job.worker, reason=cause, crashes=job.crashes)
         job.rewind()
         self.backlog.add(job)
-        self._out.note("job_requeued", job=job.id, attempt=job.attempt, crashes=job.crashes)
+
+    def again(self, job: Job, cause: Cause, limits: Limits, *, blamed: bool) -> None:
+        """Run a job elsewhere, unless it has cost too many workers their lives."""
+        self.waste(job, "lost")
+        job.crashes += blamed
+        if job.crashes >= limits.max_attempts:
+            self._out.note("job_poison", job, crashes=job.crashes)
+            self.finish(job, Poison(f"{job.crashes} workers died of this request."))
+        else:
+            self.requeue(job, cause)
+
+    def waste(self, job: Job, why: Waste) -> None:
+        """What a device has done of this job until now, if it has begun, is of no use; of a batch it is its share."""
+        if job.started:
+            self._out.note("work_lost", job, job.began, worker=job.worker, reason=why, shared=job.batch_size)
 
     def abandon(self, job: Job, reason: ReplicastError, worker: Worker | None) -> None:
         """End a job that nobody waits for, wherever it is; `worker` has it in hand, if one does."""

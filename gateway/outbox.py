@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
+from gateway.causes import Death
 from gateway.jobs.job import Job, Outcome
 from gateway.workers import Worker
 from shared.messages import Message, Reject
@@ -31,7 +32,7 @@ class Outbox:
         """Tell a peer that it will not be let in."""
         self._actions.append(Send(peer, Reject(code=code, message=why), Stamp(self._term)))
 
-    def kill(self, worker: str, reason: str, *, at_work: bool = False) -> None:
+    def kill(self, worker: str, reason: Death, *, at_work: bool = False) -> None:
         """End the process of this worker."""
         self._actions.append(Kill(worker, reason, at_work))
 
@@ -43,6 +44,7 @@ class Outbox:
         """Show whoever waits for a job what it will be."""
         self._actions.append(Show(job, preview, image))
 
-    def note(self, event: Event, **fields: object) -> None:
-        """Leave a log line and a count."""
-        self._actions.append(Note(event, fields))
+    def note(self, event: Event, job: Job | None = None, since: float | None = None, **fields: object) -> None:
+        """Leave a log line and a count; about this job, its present attempt, if one is given."""
+        about = {"job": job.id, "request": job.request_id, "attempt": job.attempt} if job else {}
+        self._actions.append(Note(event, job, since, about | fields))

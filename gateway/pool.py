@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from gateway import dispatch
 from gateway.actions import Action
 from gateway.admission import admit
+from gateway.causes import Cause, Death
 from gateway.door import Door
 from gateway.jobs.job import Job, JobState, Result
 from gateway.ledger import Ledger
@@ -21,7 +22,7 @@ from gateway.prospects import hope, why
 from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
 from shared import messages as m
-from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, ReplicastError
+from shared.errors import Cancelled, Draining, Expired, NotReady, ReplicastError
 from shared.wire import Buffer, Packet
 
 
@@ -52,7 +53,7 @@ class Pool:
         if self.draining:
             raise Draining("The server is shutting down.", retry_after_seconds=5)
         admit(job, self.ledger, self.workers, self._door, self.limits, now)
-        self.ledger.take(job)
+        self.ledger.take(job, now)
         return self._settle(now)
 
     def cancel(self, job_id: str, now: float) -> list[Action]:
@@ -84,7 +85,7 @@ class Pool:
         self._door.close(name)
         if worker := self.workers.get(name):
             # One that was told to leave, and was not given the time, is not what its work has killed.
-            self._lose(worker, reason, fault=worker.state is not State.DRAINING)
+            self._lose(worker, "ended", reason, fault=worker.state is not State.DRAINING)
         return self._settle(now)
 
     def retire(self, name: str, now: float) -> list[Action]:
@@ -169,7 +170,7 @@ class Pool:
             # Its process has ended, or it is dialling anew: either is about to be told. Until then it gets no work.
             worker.missed, worker.heard = max(worker.missed, self.limits.suspect_after), False
         elif worker:
-            self._condemn(worker, reason)
+            self._condemn(worker, "undeliverable")
         return self._settle(now)
 
     def _introduced(self, peer: bytes, hello: m.Hello, seq: int) -> None:
@@ -205,7 +206,7 @@ class Pool:
             case m.Ack():
                 self._acknowledged(worker, message)
             case m.Pong():
-                worker.steps, worker.memory_bytes = message.steps, message.memory_bytes
+                worker.counted(message, now)
             case m.Progress():
                 if job := self._running(worker, message):
                     self._progressed(worker, job, message, attachments, now)
@@ -219,7 +220,7 @@ class Pool:
                 if worker.state is not State.DRAINING:
                     worker.move(State.DRAINING)
             case m.Bye():
-                self._lose(worker, f"bye: {message.reason}"[:100])
+                self._lose(worker, "left", f"bye: {message.reason}"[:100])
 
     def _acknowledged(self, worker: Worker, ack: m.Ack) -> None:
         worker.version = ack.version
@@ -257,41 +258,43 @@ class Pool:
         del worker.jobs[job.id]
         worker.served += 1
         if job.over:
+            self.ledger.waste(job, "cancelled")
             return
-        queue_ms = (job.dispatched - job.submitted) * 1000
+        queue_ms = (job.dispatched - job.accepted) * 1000
         result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms, done.tokens)
         self.ledger.finish(job, result)
 
     def _failed(self, worker: Worker, job: Job, failed: m.Failed) -> None:
         del worker.jobs[job.id]
         if job.over:
+            self.ledger.waste(job, "cancelled")
             return
         if failed.problem.code == "behind":
             # Its own word that it is not in step: it gets the whole state again, the job costs no crash.
             worker.version = -1
             self._out.send(worker, m.Want(wanted=self.wanted))
-            self.ledger.requeue(job)
+            self.ledger.requeue(job, "behind")
         elif failed.problem.code == "cancelled" and worker.asked:
-            self._again(job, blamed=True)
+            self.ledger.again(job, "stuck", self.limits, blamed=True)
         elif job.batch:
             # One bad member fails a call for all: each is run again by itself, and then it is known which.
             job.alone = True
-            self._again(job, blamed=False)
+            self.ledger.again(job, "batch_failed", self.limits, blamed=False)
         else:
             self.ledger.finish(job, failed.problem.error())
 
     # What follows from events
 
-    def _condemn(self, worker: Worker, reason: str) -> None:
+    def _condemn(self, worker: Worker, reason: Death) -> None:
         at_work = bool(worker.jobs)
         self._lose(worker, reason, fault=True)
         self._out.kill(worker.name, reason, at_work=at_work)
 
     def _distrust(self, worker: Worker, job: Job) -> None:
-        self._out.note("bad_result", worker=worker.name, job=job.id)
+        self._out.note("bad_result", job, worker=worker.name)
         self._condemn(worker, "bad_result")
 
-    def _lose(self, worker: Worker, reason: str, *, fault: bool = False) -> None:
+    def _lose(self, worker: Worker, cause: Cause, said: str = "", *, fault: bool = False) -> None:
         """The session is over: what was started is run again within its attempts, the rest goes back to the head.
 
         With `fault` the worker died or misbehaved, and that is counted against what it was running. It may have died
@@ -301,19 +304,14 @@ class Pool:
         self._peers.pop(worker.peer, None)
         self.workers.pop(worker.name, None)
         running = worker.running()
-        jobs, worker.jobs = [job for job in worker.jobs.values() if not job.over], {}
+        jobs = [job for job in worker.jobs.values() if not job.over]
+        for job in worker.jobs.values():
+            if job.over:
+                self.ledger.waste(job, "cancelled")
+        worker.jobs = {}
         for job in jobs:
-            self._again(job, blamed=fault and job in running)
-        self._out.note("worker_lost", worker=worker.name, reason=reason, jobs=len(jobs))
-
-    def _again(self, job: Job, *, blamed: bool) -> None:
-        """Run a job elsewhere, unless it has cost too many workers their lives."""
-        job.crashes += blamed
-        if job.crashes >= self.limits.max_attempts:
-            self._out.note("job_poison", job=job.id, request=job.request_id, attempts=job.attempt)
-            self.ledger.finish(job, Poison(f"{job.crashes} workers died of this request."))
-        else:
-            self.ledger.requeue(job)
+            self.ledger.again(job, cause, self.limits, blamed=fault and job in running)
+        self._out.note("worker_lost", worker=worker.name, reason=said or cause, jobs=len(jobs))
 
     def _ask(self, worker: Worker) -> None:
         """Its device makes no step: what it runs is called off, and only if that changes nothing is it killed."""
@@ -339,7 +337,7 @@ class Pool:
             job, holder, idle = move
             del holder.jobs[job.id]
             self._out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))
-            self._out.note("job_taken_back", job=job.id, worker=holder.name)
+            self._out.note("job_taken_back", job, worker=holder.name)
             job.move(JobState.QUEUED)
             self.ledger.start(job, idle, models[job.model], now)
         for model, queue in backlog:

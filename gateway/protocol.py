@@ -10,28 +10,31 @@ import asyncio
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.intake import Connections, Refusal
+
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. What is no HTTP, or too long or too slow in becoming it, is answered in our shape and closed."""
+    """One connection. What is no HTTP, or too long or too slow in becoming it, is answered in our shape and closed.
 
+    A server makes a class of its own, with the connections that it counts as `counted`.
+    """
+
+    counted = Connections(4096)
     head_seconds = 10.0
     head_bytes = 64 << 10
-    max_connections = 4096
-    _open = 0
     _deadline: asyncio.TimerHandle | None = None
     _in_head = True
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        kind = type(self)
-        kind._open += 1
+        self.counted.open += 1
         self._expect_head()
-        if kind._open > self.max_connections:
-            self._refuse(503, "Service Unavailable", "There are too many connections.", "retry-after: 1")
+        if self.counted.open > self.counted.most:
+            self._refuse("too_many", 503, "Service Unavailable", "There are too many connections.", "retry-after: 1")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        type(self)._open -= 1
+        self.counted.open -= 1
         self._head_is_there()
         super().connection_lost(exc)
 
@@ -40,7 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         # Only now: the same bytes may have held the end of the head.
         if self._in_head and self._head_bytes > self.head_bytes and not self.transport.is_closing():
-            self._refuse(431, "Request Header Fields Too Large", "The request's head is too long.")
+            self._refuse("too_large", 431, "Request Header Fields Too Large", "The request's head is too long.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -53,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls where the bytes are no HTTP."""
-        self._refuse(400, "Bad Request", "The request is not valid HTTP.")
+        self._refuse("not_http", 400, "Bad Request", "The request is not valid HTTP.")
 
     def _expect_head(self) -> None:
         self._head_is_there()
@@ -68,11 +71,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
-            self._refuse(
-                408, "Request Timeout", f"The request's head did not arrive within {self.head_seconds:g} seconds."
-            )
+            late = f"The request's head did not arrive within {self.head_seconds:g} seconds."
+            self._refuse("too_slow", 408, "Request Timeout", late)
 
-    def _refuse(self, status: int, phrase: str, message: str, *headers: str) -> None:
+    def _refuse(self, why: Refusal, status: int, phrase: str, message: str, *headers: str) -> None:
+        self.counted.refused[why] += 1
         code = phrase.lower().replace(" ", "_")
         kind = "invalid_request_error" if status < 500 else "server_error"
         error = {"message": message, "type": kind, "param": None, "code": code}

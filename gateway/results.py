@@ -70,7 +70,7 @@ class Results:
         """Make the folder, or take what lies in it. Raises ConfigError where that cannot be done."""
         self.folder = folder
         self._signer = Signer(secret, "replicast.results", key_derivation="hmac", digest_method=hashlib.sha256)
-        self._keep_seconds, self._max_bytes, self._clock = keep_seconds, max_bytes, clock
+        self._keep_seconds, self.max_bytes, self._clock = keep_seconds, max_bytes, clock
         self._reserved = 0
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -145,7 +145,7 @@ class Results:
             self._forget(key)
 
     def _expect_room(self, size: int) -> None:
-        if size and self._held_bytes + self._reserved + size > self._max_bytes:
+        if size and self._held_bytes + self._reserved + size > self.max_bytes:
             raise StorageFull("The server keeps as many results as it may: try again later, or ask for 'b64_json'.")
 
     def _forget(self, key: str) -> None:

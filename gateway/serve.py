@@ -22,6 +22,7 @@ from gateway import app
 from gateway.api.state import State
 from gateway.health import readiness
 from gateway.home import Home
+from gateway.intake import Connections
 from gateway.keys import KeyFile
 from gateway.protocol import BoundedProtocol
 from gateway.settings import Settings
@@ -60,7 +61,7 @@ def serve(settings: Settings) -> int:
             # Longer than a balancer keeps a connection that it may use again.
             timeout_keep_alive=75,
             ws="none",
-            http=_protocol(settings),
+            http=_protocol(state.connections),
         )
         server = _Server(config)
         address = _address(settings.host, listener)
@@ -70,17 +71,18 @@ def serve(settings: Settings) -> int:
         return 0 if server.started else 1
 
 
-def _protocol(settings: Settings) -> type[BoundedProtocol]:
+def _protocol(connections: Connections) -> type[BoundedProtocol]:
     """The protocol with this server's bounds: descriptors have to be left for workers, files and the log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    most = settings.max_connections if soft == resource.RLIM_INFINITY else min(settings.max_connections, soft * 4 // 5)
+    if soft != resource.RLIM_INFINITY:
+        connections.most = min(connections.most, soft * 4 // 5)
 
     class Protocol(BoundedProtocol):
-        max_connections = most
+        counted = connections
 
     return Protocol
 

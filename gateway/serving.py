@@ -42,7 +42,10 @@ Shown = Callable[[Job, int, Buffer], None]
 
 
 class Serving:
-    """Everything behind the HTTP routes. `taken` is the one way in; `start` and `stop` belong to the app's lifespan."""
+    """Everything behind the HTTP routes. `taken` is the one way in; `start` and `stop` belong to the app's lifespan.
+
+    `noted` and `ended` are told what happened, and when, in monotonic seconds: they count and trace, and never raise.
+    """
 
     def __init__(
         self,
@@ -55,11 +58,12 @@ class Serving:
         term: int,
         socket_folder: Path,
         launcher: Callable[[str], Launcher],
-        noted: Callable[[Event], None],
+        noted: Callable[[Note, float], None],
+        ended: Callable[[Job, Outcome, float], None],
     ) -> None:
         self.pool = Pool(models, limits, term=term)
         self.hub = Hub(socket_folder)
-        self._noted = noted
+        self._noted, self._ended = noted, ended
         self._possible = possible
         self._answers: dict[str, asyncio.Future[Outcome]] = {}
         self._shown: dict[str, Shown] = {}
@@ -173,7 +177,7 @@ class Serving:
             try:
                 await sense()
             except Exception:
-                self._noted("task_restarted")
+                self._noted(Note("task_restarted"), time.monotonic())
                 log.exception("task_restarted")
                 await asyncio.sleep(0.1)
 
@@ -207,18 +211,21 @@ class Serving:
                     answer = self._answers.get(action.job.id)
                     if answer is not None and not answer.done():
                         answer.set_result(action.outcome)
+                    self._ended(action.job, action.outcome, time.monotonic())
                 case Show():
                     if shown := self._shown.get(action.job.id):
                         shown(action.job, action.preview, action.image)
                 case Kill():
-                    self._noted("worker_killed")
+                    self._noted(Note("worker_killed"), time.monotonic())
                     log.error("worker_killed", worker=action.worker, reason=action.reason)
                     if action.at_work:
                         self._killed_at_work.add(action.worker)
-                    self.supervisor.kill(action.worker)
+                    self.supervisor.kill(action.worker, action.reason)
                 case Note():
-                    self._noted(action.event)
-                    log.log(_LEVELS.get(action.event, logging.INFO), action.event, **action.fields)
+                    now = time.monotonic()
+                    self._noted(action, now)
+                    lasted = {} if action.since is None else {"seconds": round(now - action.since, 3)}
+                    log.log(_LEVELS.get(action.event, logging.INFO), action.event, **action.fields, **lasted)
 
 
 async def wait_for_all(answers: list[asyncio.Future[Outcome]]) -> list[Result]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from gateway.causes import Death
 from gateway.keeper import Ears, Facts, Keeper, RestartPolicy, Standing
 from gateway.launchers import Launcher, Slot
 
@@ -51,10 +52,10 @@ class Supervisor:
         self._reapers.add(reaper)
         reaper.add_done_callback(self._reapers.discard)
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, reason: Death) -> None:
         """End this worker's process now; it is started again as after any death."""
         if keeper := self._keepers.get(name):
-            keeper.kill()
+            keeper.kill(reason)
 
     def hurry(self) -> None:
         """End every worker now, for good; `stop` reaps them."""

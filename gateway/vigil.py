@@ -5,6 +5,9 @@ Everything is counted in ticks and not timed, so that a machine that was held up
 
 from __future__ import annotations
 
+from typing import Literal
+
+from gateway.causes import Death
 from gateway.costs import Costs
 from gateway.limits import Limits
 from gateway.workers import Worker
@@ -14,7 +17,9 @@ _PATIENCE = 20
 _PATIENCE_UNKNOWN = 10
 
 
-def verdict(worker: Worker, version: int, punctual: bool, limits: Limits, costs: Costs) -> str | None:
+def verdict(
+    worker: Worker, version: int, punctual: bool, limits: Limits, costs: Costs
+) -> Death | Literal["still"] | None:
     """Count one tick of this worker, and say why it must go, if it must; "still" asks for a word with it first."""
     applying = worker.version != version
     moved = worker.steps != worker.steps_seen

@@ -54,6 +54,7 @@ class Worker:
     failed_ticks: int = 0
     steps: int = 0
     steps_seen: int = 0
+    stepped: float = 0.0
     memory_bytes: int = 0
     served: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -92,6 +93,18 @@ class Worker:
     def may_say(self, message: Message) -> bool:
         """Whether a worker may say this at all."""
         return type(message) in SAYS
+
+    def counted(self, pong: Pong, now: float) -> None:
+        """Take down what it has counted: the steps of its device, and the memory it uses."""
+        if pong.steps != self.steps:
+            self.stepped = now
+        self.steps, self.memory_bytes = pong.steps, pong.memory_bytes
+
+    def step_age(self, now: float) -> float:
+        """How long ago, in seconds, its device was seen to make a step while it has work; 0 without any."""
+        if not self.jobs:
+            return 0.0
+        return max(0.0, now - max(self.stepped, min(job.dispatched for job in self.jobs.values())))
 
     def running(self) -> list[Job]:
         """What its device has begun; one that could not say so yet has begun what it was handed first."""

@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -31,6 +32,11 @@ _LONGEST = 2000
 def get(name: str) -> Any:
     """A logger whose lines carry `name` as their room."""
     return structlog.get_logger(room=name)
+
+
+def about(**ids: str) -> AbstractContextManager[Any]:
+    """While it lasts every line of this task or thread, whoever writes it, carries these ids."""
+    return structlog.contextvars.bound_contextvars(**ids)
 
 
 def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields: str) -> None:

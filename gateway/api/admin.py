@@ -99,7 +99,7 @@ def _row(state: State, name: str, facts: Facts) -> dict[str, Any]:
         "pid": facts.pid or None,
         "devices": list(facts.slot.devices),
         "device_kind": facts.slot.kind,
-        "restarts": facts.restarts,
+        "restarts": facts.restarts.total(),
         "last_error": facts.last_error or None,
         "started_at": int(facts.started_at) or None,
         "models": [],

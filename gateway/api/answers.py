@@ -19,11 +19,8 @@ from gateway.api.orders import Order
 from gateway.api.state import State
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.serving import Shown, wait_for_all
-from shared import logs
 from shared.errors import ReplicastError
 from shared.wire import Buffer
-
-log = logs.get("http")
 
 # A preview with its number, or a picture.
 News = tuple[Job, int, Buffer] | tuple[Job, Result]
@@ -33,7 +30,8 @@ async def whole(request: Request, state: State, order: Order) -> list[Result]:
     """The pictures of an order. Raises what keeps the first of them; one that fails takes the others with it."""
     async with carried_out(request, state, order) as answers:
         results = await wait_for_all(answers)
-    count(state, order, results)
+    for result in results:
+        order.story.came(result)
     return results
 
 
@@ -62,22 +60,6 @@ def echo(order: Order, results: list[Result]) -> dict[str, Any]:
 def phases(order: Order, results: list[Result]) -> dict[str, float]:
     """Where the order's time went, in milliseconds."""
     return responses.timings_ms(results, (time.monotonic() - order.arrived) * 1000)
-
-
-def count(state: State, order: Order, results: list[Result]) -> None:
-    """Enter the pictures into the figures."""
-    for result in results:
-        state.metrics.images.labels(order.model).inc(len(result.images))
-        state.metrics.image_bytes.labels(order.model).inc(sum(facts.bytes for facts in result.facts))
-        timings = result.timings
-        state.metrics.batches.labels(order.model).observe(timings.batch)
-        spent = {
-            "queue": result.queue_ms + timings.wait_ms,
-            "inference": timings.inference_ms,
-            "encode": timings.encode_ms,
-        }
-        for phase, ms in spent.items():
-            state.metrics.phases.labels(order.model, phase).observe(ms / 1000)
 
 
 def _recipe(order: Order, results: list[Result]) -> dict[str, Any]:
@@ -138,7 +120,7 @@ async def _events(request: Request, state: State, order: Order, name: str) -> As
                         facts = _facts(order, job) | {"partial_image_index": preview}
                         event = responses.image_event(f"{name}.partial_image", image, facts)
                     case (job, result):
-                        count(state, order, [result])
+                        order.story.came(result)
                         facts = _facts(order, job) | {"usage": responses.usage([result])}
                         if order.wish.return_parameters:
                             facts["replicast"] = _recipe(order, [result])
@@ -148,7 +130,7 @@ async def _events(request: Request, state: State, order: Order, name: str) -> As
     except ReplicastError as error:
         if not began:
             raise
-        log.info("stream_failed", code=error.code)
+        order.story.code = error.code
         yield responses.error_event(errors.body(error))
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from shared import errors, logs
 from shared.errors import ReplicastError
@@ -71,6 +72,13 @@ def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Resp
     return Response(body(error), status, headers, media_type="application/json")
 
 
+def told(scope: Scope, error: ReplicastError, headers: dict[str, str] | None = None) -> Response:
+    """As `answer`, and entered into the story of the request."""
+    if story := scope.get("state", {}).get("story"):
+        story.code = error.code
+    return answer(error, headers)
+
+
 def body(error: ReplicastError) -> bytes:
     """OpenAI's error object, for an answer or, once that has begun, for an event in it."""
     status = STATUS[type(error)]
@@ -86,9 +94,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-async def _ours(_: Request, error: Exception) -> Response:
+async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, ReplicastError)
-    return answer(error)
+    return told(request.scope, error)
 
 
 async def _framework(request: Request, error: Exception) -> Response:
@@ -99,17 +107,16 @@ async def _framework(request: Request, error: Exception) -> Response:
         405: errors.MethodNotAllowed(f"{request.method[:16]} is not allowed on {path}."),
         413: errors.TooLarge("The request body is too large."),
     }
-    return answer(
-        known.get(error.status_code) or errors.BadInput("The request cannot be understood."), dict(error.headers or {})
-    )
+    failure = known.get(error.status_code) or errors.BadInput("The request cannot be understood.")
+    return told(request.scope, failure, dict(error.headers or {}))
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     place = error.errors()[0]["loc"] if error.errors() else ()
-    return answer(errors.BadInput("The request is not valid.", param=str(place[-1]) if place else None))
+    return told(request.scope, errors.BadInput("The request is not valid.", param=str(place[-1]) if place else None))
 
 
-async def _bug(_: Request, error: Exception) -> Response:
+async def _bug(request: Request, error: Exception) -> Response:
     # The trace is logged by the front; the client gets a request id to quote.
-    return answer(errors.Internal("The server made a mistake; the log has it under this request's id."))
+    return told(request.scope, errors.Internal("The server made a mistake; the log has it under this request's id."))

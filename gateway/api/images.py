@@ -73,7 +73,7 @@ def _state(request: Request) -> State:
 async def _answer(request: Request, wish: Wish, task: Task, inputs: Sequence[Upload], arrived: float) -> Response:
     state = _state(request)
     said = request.scope["state"]
-    order = orders.place(state, wish, task, said["caller"], said["request_id"], arrived, inputs)
+    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs)
     if wish.stream:
         name = "image_generation" if task == "generate" else "image_edit"
         return await answers.streamed(request, state, order, name)

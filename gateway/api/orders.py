@@ -11,6 +11,7 @@ from gateway.api.state import State
 from gateway.api.wishes import MAX_IMAGES, MAX_SIDE, Wish
 from gateway.auth import Caller
 from gateway.jobs.job import Job
+from gateway.story import Story
 from gateway.uploads import Upload
 from shared.cards import ModelCard, Size, Task
 from shared.errors import BadInput, UnsupportedOperation, UnsupportedSize
@@ -31,6 +32,7 @@ class Order:
     card: ModelCard
     parameters: Parameters
     jobs: list[Job]
+    story: Story
     created: int
     arrived: float
 
@@ -40,7 +42,7 @@ def place(
     wish: Wish,
     task: Task,
     caller: Caller,
-    request_id: str,
+    story: Story,
     arrived: float,
     inputs: Sequence[Upload] = (),
 ) -> Order:
@@ -63,7 +65,7 @@ def place(
             seeds=(seed,),
             submitted=arrived,
             deadline=arrived + min(wish.timeout_seconds or longest, longest),
-            request_id=request_id,
+            request_id=story.request_id,
             inputs=tuple(upload.data for upload in inputs),
             previews=(wish.partial_images or 0) if wish.stream else 0,
             priority=wish.priority or 0,
@@ -72,9 +74,10 @@ def place(
         )
         for seed in wish.seeds()
     ]
+    story.model, story.jobs = model, jobs
     if wish.extra:
         state.metrics.ignored.inc(len(wish.extra))
-    return Order(wish, task, caller, model, card, parameters, jobs, int(time.time()), arrived)
+    return Order(wish, task, caller, model, card, parameters, jobs, story, int(time.time()), arrived)
 
 
 def _able(card: ModelCard, task: Task, pictures: int) -> None:

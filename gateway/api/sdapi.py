@@ -153,7 +153,7 @@ async def _answer(
 ) -> Response:
     state, caller = _state(request), _caller(request)
     said = request.scope["state"]
-    order = orders.place(state, wish, task, said["caller"], said["request_id"], arrived, inputs)
+    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs)
     running = Running(request.url.path.rpartition("/")[2], order)
     caller.running.append(running)
     try:
@@ -161,7 +161,8 @@ async def _answer(
     finally:
         caller.running.remove(running)
     results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
-    answers.count(state, order, results)
+    for result in results:
+        order.story.came(result)
     there = sdapi_answers.pictures(running, outcomes)
     content = responses.webui_body(
         [picture.image for picture in there] if asked.send_images else [],

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
-from gateway.intake import Intake
+from gateway.intake import Connections, Intake
 from gateway.metrics import Metrics
 from gateway.quota import Quota
 from gateway.results import Results
@@ -28,6 +28,7 @@ class State:
     results: Results
     fetcher: Fetcher
     intake: Intake
+    connections: Connections
     auth: Auth
     quota: Quota
     created: int

@@ -50,13 +50,14 @@ class Result:
 class Job:
     """One unit of dispatch: a picture, from the encoded `inputs`, with so many `previews`.
 
-    Times are the gateway's monotonic seconds, handed in by whoever holds the clock; `began` is when a device did.
+    Times are the gateway's monotonic seconds, handed in by whoever holds the clock: `submitted` is when its request
+    came, `accepted` when that was read and the job taken, `began` when a device began. `trace` is its tracer's.
 
     `owner` is whose it is, for fairness between them; `cost_seconds` what it was expected to take a device when it was
     accepted, and `due` its place in the queue. `attempt` numbers the dispatches, and fences results; `crashes` counts
     the workers that died with this job started, which is what `max_attempts` bounds: work that had not started is
-    handed out again at no cost. `step` of `total` is what the
-    present attempt has done, as last heard: 0 of 0 before it has begun.
+    handed out again at no cost. `step` of `total` is what the present attempt has done, as last heard: 0 of 0 before it
+    has begun.
     """
 
     id: str
@@ -83,9 +84,11 @@ class Job:
     started: bool = False
     step: int = 0
     total: int = 0
+    accepted: float = 0.0
     dispatched: float = 0.0
     began: float = 0.0
     worker: str = ""
+    trace: object = None
 
     def run(self, model: WantedModel) -> Run:
         """The message that hands out the present attempt, to be made with this state of its model."""

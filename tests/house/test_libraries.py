@@ -31,7 +31,7 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "httpx2": ("httpx2", "", ("gateway/fetch.py",)),
     "httpcore2": ("httpx2", "", ("gateway/fetch.py",)),
     "itsdangerous": ("itsdangerous", "", ("gateway/results.py",)),
-    "prometheus_client": ("prometheus-client", "", ("gateway/metrics.py",)),
+    "prometheus_client": ("prometheus-client", "", ("gateway/metrics.py", "gateway/gauges.py")),
     "pynvml": ("nvidia-ml-py", "", ("shared/devices.py",)),
     "psutil": ("psutil", "", ("gateway/*", "worker/*")),
     "torch": ("torch", "worker", ("worker/*",)),

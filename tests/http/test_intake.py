@@ -22,7 +22,7 @@ async def test_uploads_are_held_until_they_are_answered_and_no_more_than_fit(tmp
         while not gateway.script.runs:
             await asyncio.sleep(0.005)
         assert len(PICTURE) < intake.held_bytes < len(PICTURE) + 2000
-        assert f"\nreplicast_bytes_in_flight {float(intake.held_bytes)}\n" in (await gateway.http.get("/metrics")).text
+        assert f"\nreplicast_http_body_bytes {float(intake.held_bytes)}\n" in (await gateway.http.get("/metrics")).text
         second = await gateway.http.post("/v1/images/edits", files=FORM, data={"prompt": "a cat"})
         assert (second.status_code, second.json()["error"]["code"]) == (429, "queue_full")
         assert second.headers["retry-after"] in ("1", "2")

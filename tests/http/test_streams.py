@@ -290,7 +290,7 @@ async def lose(gateway: Gateway, exchange: Exchange) -> None:
     """End the process of the worker that draws, and wait until another has begun."""
     pool = gateway.state.serving.pool
     [name] = [name for name, worker in pool.workers.items() if worker.jobs]
-    gateway.state.serving.supervisor.kill(name)
+    gateway.state.serving.supervisor.kill(name, "silent")
     async with asyncio.timeout(20):
         while {run.attempt for run in gateway.script.runs} != {1, 2}:
             await asyncio.sleep(0.005)

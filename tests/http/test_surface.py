@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
-import string
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.http.conftest import CARDS, Gateway, running
 
@@ -224,49 +221,6 @@ async def test_what_a_model_says_of_itself_holds(gateway: Gateway, model: str) -
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
     for size in parameters["size"].get("enum", ["auto", parameters["size"]["default"]]):
         assert (await gateway.post(prompt="a cat", model=model, size=size)).status_code == 200
-
-
-# Figures
-
-
-async def test_the_figures_can_be_read(gateway: Gateway) -> None:
-    await gateway.post(prompt="a cat", n=2)
-    answer = await gateway.http.get("/metrics")
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    assert all(family.documentation and family.samples is not None for family in families.values())
-    assert all(name.startswith("replicast_") for name in families)
-    assert len(families) >= 12
-    values = {(s.name, *sorted(s.labels.values())): s.value for f in families.values() for s in f.samples}
-    assert values["replicast_workers", "ready"] == 2
-    assert values["replicast_term",] == 1
-    assert values["replicast_images_total", "first"] >= 2
-    assert values["replicast_http_requests_total", "/v1/images/generations", "200"] >= 1
-    # In here the server's loop is the tests' own.
-    assert values["replicast_tasks",] == len(asyncio.all_tasks())
-
-
-async def test_no_client_can_make_the_figures_grow(gateway: Gateway) -> None:
-    dice = random.Random(0)
-
-    async def ask(name: str) -> None:
-        await gateway.post(prompt="a cat", model=name)
-        await gateway.http.get(f"/v1/models/{name}")
-        await gateway.http.get(f"/{name}")
-        await gateway.http.request(name[:9].upper(), "/livez", headers={"x-request-id": name, "user-agent": name})
-        await gateway.post(prompt="a cat", **{name: name})
-
-    def name() -> str:
-        return "".join(dice.choices(string.ascii_lowercase, k=12))
-
-    await ask(name())
-    before = await gateway.samples()
-    for _ in range(200):
-        await asyncio.gather(*(ask(name()) for _ in range(5)))
-    after = await gateway.samples()
-    assert len(before) == len(set(before))
-    assert set(after) - set(before) == set()
-    assert len(after) < 1000
 
 
 # The page

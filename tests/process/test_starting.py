@@ -78,7 +78,7 @@ def test_a_worker_that_crashes_again_and_again_is_left_alone(serve: Serve) -> No
         assert worker["restarts"] == 2
         assert worker["last_error"] == "exit status 70"
     assert "/readyz" in expect_not_ready(server)
-    assert server.metric("replicast_worker_slots", standing="quarantined") == 2
+    assert server.metric("replicast_worker_state", state="quarantined") == 2
     # Six processes and no more.
     assert server.event("worker_joined") == 6
     assert server.workers() == {}

@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from gateway.intake import Connections
 from gateway.protocol import BoundedProtocol
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n"
@@ -105,7 +106,7 @@ async def test_a_slow_body_and_a_second_request_are_no_slow_heads() -> None:
 class Crowded(BoundedProtocol):
     """As the gateway's, with room for two."""
 
-    max_connections = 2
+    counted = Connections(2)
 
 
 async def test_one_connection_too_many_is_told_so_and_makes_room_again() -> None:
@@ -119,10 +120,11 @@ async def test_one_connection_too_many_is_told_so_and_makes_room_again() -> None
             assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 "), "who was there first is served"
         held[0][1].close()
         await held[0][1].wait_closed()
-        while Crowded._open > 1:
+        while Crowded.counted.open > 1:
             await asyncio.sleep(0.005)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HEAD + b"hello")
         assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 ")
+        assert Crowded.counted.refused == {"too_many": 2}
         for _, open_writer in (*held, (reader, writer)):
             open_writer.close()

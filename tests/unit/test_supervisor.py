@@ -92,7 +92,7 @@ async def test_a_worker_that_dies_is_started_again_with_a_new_token() -> None:
     await until(lambda: len(launcher.processes) == 2)
     assert heard.lines == ["expect a", "exited signal SIGKILL", "expect a"]
     assert len(set(launcher.tokens)) == 2
-    assert supervisor.facts["a"].restarts == 1
+    assert supervisor.facts["a"].restarts == {"ended": 1}
     assert supervisor.facts["a"].last_error == "signal SIGKILL"
     await supervisor.stop(1)
     assert supervisor.facts["a"].standing is Standing.STOPPED
@@ -139,6 +139,7 @@ async def test_what_cannot_be_started_is_a_death_too() -> None:
     supervisor.start()
     await until(lambda: supervisor.facts["a"].standing is Standing.QUARANTINED)
     assert "cannot be started: no such file" in supervisor.facts["a"].last_error
+    assert supervisor.facts["a"].restarts == {"launch_failed": 4}
     await supervisor.stop(1)
 
 
@@ -159,9 +160,10 @@ async def test_kill_ends_it_and_it_comes_back() -> None:
     supervisor = Supervisor(launcher, [SLOT], QUICK, Heard().ears)
     supervisor.start()
     await until(lambda: launcher.processes)
-    supervisor.kill("a")
-    supervisor.kill("nobody")
+    supervisor.kill("a", "silent")
+    supervisor.kill("nobody", "silent")
     await until(lambda: len(launcher.processes) == 2)
+    assert supervisor.facts["a"].restarts == {"silent": 1}
     assert supervisor.facts["a"].last_error == "signal SIGKILL"
     await supervisor.stop(1)
 
