@@ -11,9 +11,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared import logs
 from shared.errors import Cancelled, JobFailed, OutOfMemory, ReplicastError
@@ -100,7 +100,7 @@ class Engine:
         """
         task = Task(run, self._speak, total=run.parameters.steps * len(run.seeds))
         if attachments:
-            task.inputs = self._decoders.submit(inputs.read, run, attachments)
+            task.inputs = self._decoders.submit(_within, [task], inputs.read, run, attachments)
         with self._wake:
             self._tasks.append(task)
             self._wake.notify()
@@ -128,7 +128,7 @@ class Engine:
             if task not in self._tasks:
                 return
             self._tasks.remove(task)
-        self._fail([task], _problem(task))
+        self._fail([task], _within([task], _problem, task))
 
     def resident(self) -> tuple[Resident, ...]:
         """The models held, with their states."""
@@ -147,21 +147,25 @@ class Engine:
                     break
                 wanted, self._wanted = self._wanted, None
                 tasks = self._next() if wanted is None else []
-            try:
-                if wanted is not None:
-                    outcomes = self._residents.reconcile(wanted)
-                    self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
-                else:
-                    self._serve(tasks)
-            except DeviceLost as error:
-                # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
-                log.error("device_lost", problem=str(error))
-                os._exit(EXIT_DEVICE_LOST)
-            except Exception:
-                # A bug of ours: a worker without its engine would answer pings for ever and never draw again.
-                log.exception("engine_died")
-                os._exit(EXIT_DEVICE_LOST)
+            _within(tasks, self._turn, wanted, tasks)
         self._residents.release()
+
+    def _turn(self, wanted: Wanted | None, tasks: list[Task]) -> None:
+        """Reconcile to this, or serve these; what cannot be mended in here ends the process."""
+        try:
+            if wanted is not None:
+                outcomes = self._residents.reconcile(wanted)
+                self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
+            else:
+                self._serve(tasks)
+        except DeviceLost as error:
+            # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
+            log.error("device_lost", problem=str(error))
+            os._exit(EXIT_DEVICE_LOST)
+        except Exception:
+            # A bug of ours: a worker without its engine would answer pings for ever and never draw again.
+            log.exception("engine_died")
+            os._exit(EXIT_DEVICE_LOST)
 
     def _next(self) -> list[Task]:
         """The runs whose turn it is, with the lock held: one, or all of a batch, which come right behind each other."""
@@ -197,7 +201,7 @@ class Engine:
             return
         except Exception as error:
             # What a pipeline raises is its own affair: the log has it whole, the client a code.
-            log.exception("run_failed", jobs=[task.run.job for task in tasks], request=tasks[0].run.request_id)
+            log.exception("run_failed")
             self._fail(tasks, JobFailed(f"the pipeline failed with {type(error).__name__}"))
             return
         ended = time.monotonic()
@@ -205,13 +209,14 @@ class Engine:
             if task.cancelled:
                 self._fail([task], Cancelled("cancelled"))
                 continue
-            spent = {"wait_ms": (started - task.taken) * 1000, "inference_ms": (ended - started) * 1000}
+            wait_ms, inference_ms = (started - task.taken) * 1000, (ended - started) * 1000
+            timings = Timings(wait_ms=wait_ms, inference_ms=inference_ms, batch=len(tasks))
             self._encoding.acquire()
             if all(picture.encoded is not None for picture in made):
                 # There is nothing to encode: a hop to another thread would cost more than it saves.
-                self._encode(task, made, Timings(**spent, batch=len(tasks)))
+                _within([task], self._encode, task, made, timings)
             else:
-                self._encoders.submit(self._encode, task, made, Timings(**spent, batch=len(tasks)))
+                self._encoders.submit(_within, [task], self._encode, task, made, timings)
 
     def _alone(self, backend: Backend, task: Task) -> list[list[Picture]]:
         """The pictures of one run."""
@@ -252,14 +257,15 @@ class Engine:
         """Send a preview, unless the encoders have enough to do: it must never hold up a picture."""
         if self._showing.acquire(blocking=False):
             earlier = task.previews[-1:]
-            task.previews.append(self._encoders.submit(self._encode_preview, task, index, pixels, earlier))
+            task.previews.append(
+                self._encoders.submit(_within, [task], self._encode_preview, task, index, pixels, earlier)
+            )
 
     def _encode_preview(self, task: Task, index: int, pixels: Pixels, earlier: list[Future[None]]) -> None:
-        run = task.run
         try:
-            data = finishing.preview(pixels, run)
+            data = finishing.preview(pixels, task.run)
         except Exception:
-            log.exception("preview_failed", job=run.job, request=run.request_id)
+            log.exception("preview_failed")
             return
         finally:
             self._showing.release()
@@ -276,7 +282,7 @@ class Engine:
             # They were begun before; nobody may hear of a picture that is to come after it has come.
             wait(task.previews)
         except Exception:
-            log.exception("encode_failed", job=run.job, request=run.request_id)
+            log.exception("encode_failed")
             self._fail([task], JobFailed("the picture cannot be encoded"))
             return
         finally:
@@ -285,10 +291,22 @@ class Engine:
         timings = timings.model_copy(update={"encode_ms": (time.monotonic() - started) * 1000})
         done = Done(job=run.job, attempt=run.attempt, images=facts, timings=timings, tokens=finishing.tokens(pictures))
         task.end(done, encoded)
+        log.debug("run_done", attempt=run.attempt, model=run.model, **timings.model_dump())
 
     def _fail(self, tasks: Sequence[Task], error: ReplicastError) -> None:
         for task in tasks:
             task.end(Failed(job=task.run.job, attempt=task.run.attempt, problem=Problem.of(error)))
+
+
+def _within(tasks: Sequence[Task], do: Callable[..., Any], *args: object) -> Any:
+    """Every line that is written meanwhile says which jobs it is about, and not what was asked."""
+    runs = [task.run for task in tasks]
+    if not runs:
+        return do(*args)
+    private = [text for run in runs for text in (run.parameters.prompt, run.parameters.negative_prompt)]
+    jobs, requests = (",".join(dict.fromkeys(ids)) for ids in zip(*((r.job, r.request_id) for r in runs), strict=True))
+    with logs.about(*private, job=jobs, request=requests):
+        return do(*args)
 
 
 def _given(task: Task) -> Inputs:
@@ -305,5 +323,5 @@ def _problem(task: Task) -> ReplicastError:
     error = task.inputs.exception()
     if isinstance(error, ReplicastError):
         return error
-    log.error("decode_failed", job=task.run.job, request=task.run.request_id, exc_info=error)
+    log.error("decode_failed", exc_info=error)
     return JobFailed("the pictures to work from cannot be read")

@@ -11,11 +11,14 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import orjson
+
 from gateway.launchers import Slot
 from shared import environment, logs
 
 _LAST_LINES = 50
-_LINE_BYTES = 8192
+# A line that is JSON has its whole trace in it.
+_LINE_BYTES = 64 << 10
 _LINES_PER_SECOND = 100
 # A worker gets what its libraries need to run, and no secret that happens to be in our environment.
 _PASSED = (
@@ -63,7 +66,7 @@ class Local:
             start_new_session=True,
             limit=_LINE_BYTES,
         )
-        return Process(process, slot.name)
+        return Process(process, slot.name, as_json=self.log_format == "json")
 
     def _environment(self, slot: Slot, token: str) -> dict[str, str]:
         passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
@@ -95,11 +98,14 @@ class Local:
 
 
 class Process:
-    """A worker process. Its standard error is always drained, since a full pipe would stop it."""
+    """A worker process. Its standard error is always drained, since a full pipe would stop it.
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+    What it writes is passed on; `as_json`, what is no JSON, as of a library in C, becomes a line of ours.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str, *, as_json: bool) -> None:
         self._process = process
-        self._name = name
+        self._name, self._as_json = name, as_json
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._second = self._passed = 0
         self._drain = asyncio.create_task(self._read())
@@ -141,7 +147,11 @@ class Process:
                 return
             text = logs.redact(line.decode(errors="replace").rstrip())
             self._lines.append(text)
-            if self._may_pass():
+            if not self._may_pass():
+                continue
+            if self._as_json and not _is_json(text):
+                log.warning("worker_said", worker=self._name, text=text)
+            else:
                 # Ours may be closed; the worker's pipe must be drained all the same.
                 with contextlib.suppress(OSError):
                     sys.stderr.write(text + "\n")
@@ -155,3 +165,10 @@ class Process:
             self._second, self._passed = second, 0
         self._passed += 1
         return self._passed <= _LINES_PER_SECOND
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False

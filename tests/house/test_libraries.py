@@ -25,7 +25,7 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "pydantic": ("pydantic", "", ("gateway/*", "shared/*", "worker/*")),
     "pydantic_core": ("pydantic", "", ("gateway/*", "shared/*")),
     "pydantic_settings": ("pydantic-settings", "", ("gateway/settings.py",)),
-    "structlog": ("structlog", "", ("shared/logs.py", "gateway/front.py")),
+    "structlog": ("structlog", "", ("shared/logs.py",)),
     "orjson": ("orjson", "", ("gateway/*",)),
     "pybase64": ("pybase64", "", ("gateway/responses.py", "gateway/uploads.py")),
     "httpx2": ("httpx2", "", ("gateway/fetch.py",)),

@@ -83,3 +83,48 @@ def test_a_trace_is_kept_whole() -> None:
         logs.get("x").exception("failed")
     assert "RuntimeError: inside" in out.getvalue()
     assert "test_logs.py" in out.getvalue()
+
+
+def test_whoever_writes_a_line_it_says_what_it_is_about_and_nothing_private() -> None:
+    out = io.StringIO()
+    logs.setup("info", "json", stream=out)
+    with logs.about("a walrus", "", "x", job="7f3a", request="req_1"):
+        logging.getLogger("somebody").warning("cannot draw a walrus, x")
+        with logs.about(job="other"):
+            try:
+                raise ValueError("no 'a walrus' here")
+            except ValueError:
+                logs.get("engine").exception("run_failed", text="a walrus")
+    logs.get("engine").info("after", text="a walrus")
+    library, own, after = map(json.loads, out.getvalue().splitlines())
+    assert (library["job"], library["request"], library["event"]) == ("7f3a", "req_1", "cannot draw [private], x")
+    assert (own["job"], own["request"], own["text"]) == ("other", "req_1", "[private]")
+    assert "ValueError: no '[private]' here" in own["exception"]
+    assert "job" not in after
+    assert after["text"] == "a walrus"
+
+
+def test_a_long_trace_keeps_its_end() -> None:
+    out = io.StringIO()
+    logs.setup("info", "json", stream=out)
+    try:
+        raise RuntimeError("x" * 100_000 + "the end")
+    except RuntimeError:
+        logs.get("x").exception("failed")
+    line = json.loads(out.getvalue())
+    assert line["exception"].endswith("the end")
+    assert len(out.getvalue()) < 64 << 10
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("plain words, 1.5 and /a/path?x=y", "plain words, 1.5 and /a/path?x=y"),
+        ("BEARER abcdefghijkl", "BEARER [redacted]"),
+        ("a\tb é 北", "a\tb é 北"),
+        ("rc_abcdefghijkl\x1b", "rc_[redacted]\\x1b"),
+        ("a\u2066b", "a\\u2066b"),
+    ],
+)
+def test_what_is_redacted_and_what_is_not(text: str, kept: str) -> None:
+    assert logs.redact(text) == kept
