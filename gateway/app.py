@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,8 +12,11 @@ from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
+from gateway import traces
+from gateway.actions import Note
 from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema, sdapi, sdapi_lists
 from gateway.api.sdapi_desk import Desk
 from gateway.api.state import State
@@ -23,6 +27,7 @@ from gateway.gauges import Live
 from gateway.guard import Guard
 from gateway.home import Home
 from gateway.intake import Connections, Intake
+from gateway.jobs.job import Job, Outcome
 from gateway.keeper import RestartPolicy
 from gateway.keys import KeyFile
 from gateway.launchers import Launcher, Slot
@@ -34,10 +39,13 @@ from gateway.rates import Rates
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.traces import Traces
 from shared import logs
 
 _LAG_SECONDS = 0.25
 _SWEEP_SECONDS = 30.0
+# Of what clients of sdapi ask, only what costs work: they ask how far it is all the time.
+_TRACED = ("/v1/", "/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 
 log = logs.get("app")
 
@@ -57,6 +65,16 @@ def create(
     settings.aliases()
     term = home.next_term()
     metrics = Metrics(model.id for model in settings.models())
+    tracing = traces.load(os.environ)
+
+    def noted(note: Note, now: float) -> None:
+        metrics.noted(note, now)
+        tracing.noted(note, now)
+
+    def ended(job: Job, outcome: Outcome, now: float) -> None:
+        metrics.ended(job, outcome, now)
+        tracing.ended(job, outcome, now)
+
     serving = Serving(
         settings.models(),
         slots,
@@ -66,8 +84,8 @@ def create(
         term=term,
         socket_folder=home.socket_folder(),
         launcher=launcher or (lambda endpoint: Local(endpoint, settings.log_level, settings.log_format)),
-        noted=metrics.noted,
-        ended=metrics.ended,
+        noted=noted,
+        ended=ended,
     )
     results = Results(
         home.folder / "results",
@@ -98,6 +116,7 @@ def create(
         fetcher,
         intake,
         connections,
+        tracing,
         auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
         quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
         created=int(time.time()),
@@ -112,6 +131,7 @@ def create(
             stack.callback(lag.cancel)
             sweep = asyncio.create_task(_sweep(results))
             stack.callback(sweep.cancel)
+            stack.push_async_callback(tracing.close)
             serving.start()
             stack.push_async_callback(serving.stop)
             yield
@@ -125,6 +145,7 @@ def create(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        telemetry=_telemetry(tracing),
     )
     app.openapi = lambda: schema.describe(app)  # type: ignore[method-assign]
     app.state.replicast = state
@@ -156,6 +177,22 @@ def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
         origins=settings.allowed_origins,
         own=f"{public.scheme}://{public.netloc}" if settings.public_url else "",
     )
+
+
+def _telemetry(tracing: Traces) -> TelemetryConfig:
+    """FastAPI's spans of requests, where any are made: of health and figures, which are asked for all day, none.
+
+    All that it would do besides, or by variables of its own, is off: figures and logs are ours.
+    """
+    return {
+        "tracing": tracing.provider is not None,
+        "tracer_provider": tracing.provider,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+        "exclude": lambda scope: not scope["path"].startswith(_TRACED),
+    }
 
 
 def _limits(settings: Settings) -> Limits:

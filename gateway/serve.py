@@ -129,6 +129,7 @@ async def _run(server: _Server, state: State, listener: socket.socket, address: 
         if leaving.is_set():
             log.warning("leaving_now")
             state.serving.hurry()
+            state.traces.hurry()
             # Not force_exit: that skips the end of the lifespan, and with it our own.
             server.config.timeout_graceful_shutdown = 0
         leaving.set()

@@ -75,6 +75,8 @@ def place(
         for seed in wish.seeds()
     ]
     story.model, story.jobs = model, jobs
+    for job in jobs:
+        state.traces.begin(job)
     if wish.extra:
         state.metrics.ignored.inc(len(wish.extra))
     return Order(wish, task, caller, model, card, parameters, jobs, story, int(time.time()), arrived)

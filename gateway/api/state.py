@@ -13,6 +13,7 @@ from gateway.quota import Quota
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.traces import Traces
 from shared.cards import ModelCard
 from shared.errors import NotReady, UnknownModel
 from shared.messages import WantedModel
@@ -29,6 +30,7 @@ class State:
     fetcher: Fetcher
     intake: Intake
     connections: Connections
+    traces: Traces
     auth: Auth
     quota: Quota
     created: int

@@ -32,6 +32,7 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "httpcore2": ("httpx2", "", ("gateway/fetch.py",)),
     "itsdangerous": ("itsdangerous", "", ("gateway/results.py",)),
     "prometheus_client": ("prometheus-client", "", ("gateway/metrics.py", "gateway/gauges.py")),
+    "opentelemetry": ("opentelemetry-sdk", "telemetry", ("gateway/spans.py",)),
     "pynvml": ("nvidia-ml-py", "", ("shared/devices.py",)),
     "psutil": ("psutil", "", ("gateway/*", "worker/*")),
     "torch": ("torch", "worker", ("worker/*",)),
