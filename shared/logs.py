@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal, TextIO
@@ -74,7 +75,8 @@ def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -83,12 +85,28 @@ def setup(level: Level, form: Format, *, stream: TextIO | None = None, **fields:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # A broken form is its sender's fault, and the answer says so.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    lines = _Lines(stream)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        # Ours do not go the way of the others, by a record and its handler: that costs as much again.
+        processors=[*shared, *last],
+        logger_factory=lambda *_: lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         cache_logger_on_first_use=False,
     )
+
+
+class _Lines:
+    """Writes each line whole, from any thread. That nobody reads them any more must end nobody."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def _write(self, line: str) -> None:
+        with self._lock, suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = _write
 
 
 def redact(text: str) -> str:

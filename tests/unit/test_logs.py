@@ -128,3 +128,12 @@ def test_a_long_trace_keeps_its_end() -> None:
 )
 def test_what_is_redacted_and_what_is_not(text: str, kept: str) -> None:
     assert logs.redact(text) == kept
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nobody() -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    logs.setup("info", "text", stream=Gone())
+    logs.get("x").info("unread")
