@@ -56,17 +56,15 @@ def _mutants() -> tuple[Mutant, ...]:
         # What becomes of jobs
         Mutant(
             "no_requeue",
-            pool,
-            "            self.ledger.requeue(job)\n\n    def _ask",
-            "            pass\n\n    def _ask",
+            ledger,
+            "            self.requeue(job, cause)\n\n    def waste",
+            "            pass\n\n    def waste",
         ),
-        Mutant("no_blame", pool, "job.crashes += blamed", "job.crashes += False"),
+        Mutant("no_blame", ledger, "job.crashes += blamed", "job.crashes += False"),
         Mutant("all_are_blamed", pool, "blamed=fault and job in running", "blamed=fault"),
         Mutant("loss_is_blamed", pool, "blamed=fault and job in running", "blamed=job in running"),
         Mutant("work_is_not_charged", pool, "at_work = bool(worker.jobs)", "at_work = False"),
-        Mutant(
-            "one_death_more", pool, "job.crashes >= self.limits.max_attempts", "job.crashes > self.limits.max_attempts"
-        ),
+        Mutant("one_death_more", ledger, "job.crashes >= limits.max_attempts", "job.crashes > limits.max_attempts"),
         Mutant("no_deadline", pool, "if job.deadline <= now]", "if False]"),
         Mutant("drain_takes_more", pool, "if self.draining:", "if False:"),
         Mutant("behind_is_in_step", pool, "            worker.version = -1\n", ""),

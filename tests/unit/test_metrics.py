@@ -31,9 +31,9 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def count(metrics: Metrics, world: World) -> None:
     """Count all that the pool has noted since the last time, as of now."""
-    for note in world.told:
+    for note in world.noted:
         metrics.noted(note, world.now)
-    world.told.clear()
+    world.noted.clear()
 
 
 def test_a_job_whose_worker_died_is_a_retry_and_its_seconds_are_lost(world: World, metrics: Metrics) -> None:
@@ -104,7 +104,7 @@ def test_a_note_tells_of_the_attempt_that_was_lost_and_not_of_the_next(world: Wo
     world.start(first, first.runs()[0])
     world.die(first)
     assert (job.attempt, job.worker) == (2, (b if first is a else a).name)
-    [requeued] = [note for note in world.told if note.event == "job_requeued"]
+    [requeued] = [note for note in world.noted if note.event == "job_requeued"]
     assert requeued.fields == {
         "job": job.id,
         "request": "",

@@ -258,7 +258,7 @@ class PoolMachine(Laws):
     @precondition(lambda self: self.world.sessions)
     @rule(
         data=st.data(),
-        how=st.sampled_from(["illegal_message", "wire_error", "digest_mismatch", "stuck", "bye: x"]),
+        how=st.sampled_from(["illegal_message", "wire_error", "digest_mismatch", "undeliverable", "bye: x"]),
         again=st.sampled_from([True, True, False]),
     )
     def a_worker_has_to_go(self, data: st.DataObject, how: str, again: bool) -> None:
@@ -274,7 +274,7 @@ class PoolMachine(Laws):
                     world.do(world.pool.garbage(puppet.peer, "nonsense", world.now))
                 case "digest_mismatch":
                     world.ack(puppet, digest="another")
-                case "stuck":
+                case "undeliverable":
                     world.do(world.pool.undeliverable(puppet.peer, "stuck", world.now))
                 case _:
                     world.say(puppet, m.Bye(reason="x"))

@@ -67,7 +67,7 @@ class World:
         self.shown: list[tuple[str, int, int]] = []
         self.killed: list[str] = []
         self.notes: list[str] = []
-        self.told: list[Note] = []
+        self.noted: list[Note] = []
         self._ids = count(1)
 
     def do(self, actions: list[Action]) -> None:
@@ -92,7 +92,7 @@ class World:
                     self.killed.append(action.worker)
                 case Note():
                     self.notes.append(action.event)
-                    self.told.append(action)
+                    self.noted.append(action)
 
     def job(self, model: str = "stub", *, seed: int = 1, deadline: float = 1e9, steps: int = 4, **more: Any) -> Job:
         """A job that nobody has submitted yet."""
