@@ -75,9 +75,10 @@ class Session:
             self.owed.pop((message.job, message.attempt), None)
         if hand is None or hand.run.attempt != message.attempt:
             return None
+        good = attachments != (NO_PICTURE,)
         if isinstance(message, m.Progress):
-            hand.begun |= message.preview is None or message.preview < hand.run.previews
-        elif attachments != (NO_PICTURE,):
+            hand.begun |= message.preview is None or (good and message.preview < hand.run.previews)
+        elif good:
             del self.hands[message.job]
         return hand
 

@@ -135,16 +135,18 @@ class PoolMachine(Laws):
         assert good or self.world.session_of(puppet.name) is None
 
     @precondition(lambda self: self.hands())
-    @rule(data=st.data(), preview=st.sampled_from([0, 0, 1, 1, 2]))
-    def a_preview_comes(self, data: st.DataObject, preview: int) -> None:
+    @rule(data=st.data(), preview=st.sampled_from([0, 0, 1, 1, 2]), good=st.sampled_from([True, True, True, False]))
+    def a_preview_comes(self, data: st.DataObject, preview: int, good: bool) -> None:
         puppet, run = data.draw(st.sampled_from(self.hands()))
-        self._preview(puppet, run, preview)
+        wrong = preview >= run.previews or not good
+        self._preview(puppet, run, preview, good)
+        assert (self.world.session_of(puppet.name) is None) == wrong, "who shows what nobody asked for is not trusted"
         REACHED["previews"] += 1
 
-    def _preview(self, puppet: Puppet, run: m.Run, preview: int) -> None:
+    def _preview(self, puppet: Puppet, run: m.Run, preview: int, good: bool = True) -> None:
         message = m.Progress(job=run.job, attempt=run.attempt, step=1, total=4, preview=preview)
-        with self.world.excusing(*(["bad_result"] if preview >= run.previews else [])):
-            self.world.say(puppet, message, (picture(run.seeds[0]),))
+        with self.world.excusing(*(["bad_result"] if preview >= run.previews or not good else [])):
+            self.world.say(puppet, message, (picture(run.seeds[0]) if good else NO_PICTURE,))
 
     @precondition(lambda self: self.hands())
     @rule(data=st.data(), code=st.sampled_from(["job_failed", "out_of_memory", "cancelled", "behind", "nonsense"]))
