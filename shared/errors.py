@@ -5,6 +5,9 @@ ReplicastError
 │   ├── BadJson               invalid_json            the body cannot be parsed
 │   ├── UnknownParameter      unknown_parameter       `strict` was asked for and a key is not known
 │   ├── BadImage              invalid_image_file      a picture to work from cannot be read, or passes a limit
+│   ├── InvalidAdapter        invalid_adapter         a LoRA file is damaged, passes a limit, or has NaN in it
+│   ├── AdapterMisfit         adapter_does_not_fit    a LoRA changes nothing in this model, or is another family's
+│   ├── UnequalLists          unequal_lists           lists that belong together have different lengths
 │   ├── UnsupportedSize       unsupported_size        the model cannot make exactly this size
 │   └── UnsupportedOperation  unsupported_operation   the model's family cannot do this
 ├── InvalidKey                invalid_api_key         the key is missing, unknown, or revoked
@@ -13,6 +16,9 @@ ReplicastError
 ├── Misdirected               misdirected_request     the Host header names another server
 ├── UnknownModel              model_not_found         no model of this name is configured
 ├── UnknownWorker             worker_not_found        no worker of this name
+├── UnknownAdapter            lora_not_found          no LoRA of this name, or at this place
+├── LoraRefused               lora_refused            a replica cannot take the new LoRA state: none has taken it
+├── StateChanged              state_changed           another LoRA state than the one that was asked for
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
 ├── TooSlow                   request_timeout         the body did not arrive in time
@@ -31,6 +37,7 @@ ReplicastError
 ├── OutOfMemory               out_of_memory           it does not fit on the device
 ├── JobFailed                 job_failed              the pipeline raised
 │   └── InvalidOutput         invalid_output          the picture has NaN in it
+├── LoraFailed                lora_failed             a replica could not bring its weights into the wanted state
 ├── Behind                    behind                  a worker refuses work for a state it does not have
 ├── LoadFailed                load_failed             a model cannot be loaded
 ├── WireError                 wire_error              a frame from a peer cannot be understood
@@ -76,6 +83,18 @@ class BadImage(BadInput):
     code = "invalid_image_file"
 
 
+class InvalidAdapter(BadInput):
+    code = "invalid_adapter"
+
+
+class AdapterMisfit(BadInput):
+    code = "adapter_does_not_fit"
+
+
+class UnequalLists(BadInput):
+    code = "unequal_lists"
+
+
 class UnsupportedSize(BadInput):
     code = "unsupported_size"
 
@@ -106,6 +125,18 @@ class UnknownModel(ReplicastError):
 
 class UnknownWorker(ReplicastError):
     code = "worker_not_found"
+
+
+class UnknownAdapter(ReplicastError):
+    code = "lora_not_found"
+
+
+class LoraRefused(ReplicastError):
+    code = "lora_refused"
+
+
+class StateChanged(ReplicastError):
+    code = "state_changed"
 
 
 class RouteNotFound(ReplicastError):
@@ -178,6 +209,10 @@ class JobFailed(ReplicastError):
 
 class InvalidOutput(JobFailed):
     code = "invalid_output"
+
+
+class LoraFailed(ReplicastError):
+    code = "lora_failed"
 
 
 class Behind(ReplicastError):

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from shared.cards import ImageFormat, ModelCard, Part, Task
 from shared.errors import ReplicastError, by_code
+from shared.loras import NO_LORAS, Adapter, LoraState
 
 PROTOCOL = 1
 
@@ -44,6 +45,7 @@ class WantedModel(Part):
     backend: Literal["diffusion", "stub"]
     options: dict[str, Option] = Field(default_factory=dict)
     epoch: int = 0
+    loras: LoraState = NO_LORAS
 
     @property
     def digest(self) -> str:
@@ -53,10 +55,14 @@ class WantedModel(Part):
 
 
 class Wanted(Part):
-    """The whole wanted state of a worker, never a difference: sending it twice is harmless."""
+    """The whole wanted state of a worker, never a difference: sending it twice is harmless.
+
+    `shelf` is the folder where each LoRA lies as `<sha256>.safetensors`; what lies there never changes.
+    """
 
     version: int
     models: tuple[WantedModel, ...]
+    shelf: str = ""
 
 
 class Resident(Part):
@@ -131,8 +137,24 @@ class Want(Message):
     wanted: Wanted
 
 
+class Match(Part):
+    """What one LoRA does to a model: how many layers of which part it changes, and those that are not there.
+
+    `unmatched` counts all of them; `unmatched_names` are the first of their names. `bytes` is what it takes in memory.
+    """
+
+    sha256: str
+    matched: dict[str, int] = Field(default_factory=dict)
+    unmatched: int = 0
+    unmatched_names: tuple[str, ...] = ()
+    bytes: int = 0
+
+
 class Outcome(Part):
-    """What became of one wanted model: its card and state, or the problem."""
+    """What became of one wanted model: its card and state, or the problem.
+
+    `fingerprint` is a checksum over the bytes of every weight that a LoRA may touch; it is empty while none is held.
+    """
 
     model: str
     problem: Problem | None = None
@@ -142,6 +164,24 @@ class Outcome(Part):
     fingerprint: str = ""
     memory_bytes: int = 0
     seconds: float = 0.0
+
+
+class Prepare(Message):
+    """Gateway to worker: could this model be in this LoRA state? Everything is checked and read, nothing is moved."""
+
+    model: str
+    epoch: int
+    loras: LoraState
+
+
+class Prepared(Message):
+    """Worker to gateway: it could, with what each of its LoRAs would do; or the problem, and then it could not."""
+
+    model: str
+    epoch: int
+    digest: str
+    problem: Problem | None = None
+    matches: tuple[Match, ...] = ()
 
 
 class Ack(Message):
@@ -185,7 +225,8 @@ class Run(Message):
 
     The attachments are the encoded pictures to work from, as they came; of an inpainting the last one is its mask. Of
     each image `previews` are to be shown while it is made, evenly spaced. Runs of one `batch` are made in one call,
-    which begins when all `batch_size` of them are there; each has its own end.
+    which begins when all `batch_size` of them are there; each has its own end. With `loras`, even none, these take the
+    place of the model's own for this attempt alone.
     """
 
     job: str
@@ -200,6 +241,7 @@ class Run(Message):
     previews: int = 0
     batch: str = ""
     batch_size: int = 1
+    loras: tuple[Adapter, ...] | None = None
 
 
 class Progress(Message):

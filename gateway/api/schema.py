@@ -17,17 +17,19 @@ from shared import errors
 
 # Every request may meet these; an image request besides may meet those below.
 _ALWAYS = (400, 401, 403, 421, 429, 500)
-_MAKING = (404, 408, 413, 415, 502, 503, 504, 507)
+_MAKING = (404, 408, 409, 413, 415, 502, 503, 504, 507)
 _MEANINGS = {
     400: "A value that cannot be used; `param` names it",
     401: "No key, or a wrong one",
     403: "Not for this key's role, or from this origin",
     404: "No such model or path",
     408: "The body arrived too slowly",
+    409: "It is not as it was when it was asked for, or a replica cannot follow",
     410: "It was there, and has expired",
     413: "The body, or a picture in it, is too large",
     415: "The content type cannot be read here",
     421: "The Host header names another server",
+    422: "Lists that belong together have different lengths",
     429: "The queue or the key's limit is full: Retry-After says when",
     500: "The pipeline failed, or the server has a bug",
     502: "The workers died of it",
@@ -37,7 +39,7 @@ _MEANINGS = {
 }
 
 # No request hears of these.
-_INNER = (errors.ConfigError, errors.LoadFailed, errors.WireError)
+_INNER = (errors.ConfigError, errors.LoadFailed, errors.LoraFailed, errors.WireError)
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:

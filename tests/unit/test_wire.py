@@ -11,11 +11,15 @@ import pytest
 from shared import messages as m
 from shared import wire
 from shared.errors import WireError
+from shared.loras import Adapter, LoraState
 from tests.unit.world import CARD
 
 GOLDEN = Path(__file__).parent / "golden"
 STAMP = wire.Stamp(term=3, incarnation="life", session="3-1", seq=9)
-WANTED = m.Wanted(version=4, models=(m.WantedModel(id="a/b", source="stub", backend="stub", options={"steps": 2}),))
+ADAPTER = Adapter(name="ink", sha256="ab" * 32, scale=0.5, target="unet")
+LORAS = LoraState(mode="merged", adapters=(ADAPTER,), merge_scale=0.5)
+MODEL = m.WantedModel(id="a/b", source="stub", backend="stub", options={"steps": 2}, epoch=2, loras=LORAS)
+WANTED = m.Wanted(version=4, models=(MODEL,), shelf="/data/loras")
 PARAMETERS = m.Parameters(prompt="naïve 猫 🐈", width=64, height=128, steps=4, guidance=1.5)
 FACTS = m.ImageFacts(seed=7, width=64, height=128, format="png", bytes=3)
 
@@ -38,6 +42,14 @@ EXAMPLES: dict[type[m.Message], m.Message] = {
         m.Reject(code="forbidden", message="no"),
         m.Welcome(session="3-1", wanted=WANTED, ping_seconds=0.5),
         m.Want(wanted=WANTED),
+        m.Prepare(model="a/b", epoch=3, loras=LORAS),
+        m.Prepared(
+            model="a/b",
+            epoch=3,
+            digest="d",
+            problem=m.Problem(code="adapter_does_not_fit", message="why"),
+            matches=(m.Match(sha256="ab", matched={"unet": 3}, unmatched=1, unmatched_names=("x",), bytes=9),),
+        ),
         m.Ack(
             version=4,
             outcomes=(
@@ -55,6 +67,7 @@ EXAMPLES: dict[type[m.Message], m.Message] = {
             epoch=2,
             digest="d",
             request_id="r",
+            loras=(ADAPTER,),
         ),
         m.Progress(job="j", attempt=2, step=1, total=4),
         m.Done(job="j", attempt=2, images=(FACTS,), timings=m.Timings(wait_ms=1, inference_ms=2, encode_ms=3)),
