@@ -17,7 +17,21 @@ from starlette.types import ASGIApp
 
 from gateway import traces
 from gateway.actions import Note
-from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema, sdapi, sdapi_lists
+from gateway.api import (
+    access,
+    admin,
+    docs,
+    errors,
+    files,
+    health,
+    images,
+    jobs,
+    models,
+    page,
+    schema,
+    sdapi,
+    sdapi_lists,
+)
 from gateway.api.sdapi_desk import Desk
 from gateway.api.state import State
 from gateway.auth import Auth
@@ -154,6 +168,7 @@ def create(
         images.router,
         files.router,
         models.router,
+        jobs.router,
         health.router,
         health.figures,
         admin.router,

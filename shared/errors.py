@@ -16,6 +16,7 @@ ReplicastError
 ├── Misdirected               misdirected_request     the Host header names another server
 ├── UnknownModel              model_not_found         no model of this name is configured
 ├── UnknownWorker             worker_not_found        no worker of this name
+├── UnknownJob                job_not_found           no job of this id that is not over
 ├── UnknownAdapter            lora_not_found          no LoRA of this name, or at this place
 ├── LoraRefused               lora_refused            a replica cannot take the new LoRA state: none has taken it
 ├── StateChanged              state_changed           another LoRA state than the one that was asked for
@@ -125,6 +126,10 @@ class UnknownModel(ReplicastError):
 
 class UnknownWorker(ReplicastError):
     code = "worker_not_found"
+
+
+class UnknownJob(ReplicastError):
+    code = "job_not_found"
 
 
 class UnknownAdapter(ReplicastError):

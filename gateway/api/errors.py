@@ -29,6 +29,7 @@ STATUS: dict[type[ReplicastError], int] = {
     errors.OriginRefused: 403,
     errors.UnknownModel: 404,
     errors.UnknownWorker: 404,
+    errors.UnknownJob: 404,
     errors.UnknownAdapter: 404,
     errors.RouteNotFound: 404,
     errors.MethodNotAllowed: 405,
