@@ -5,9 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gateway.causes import Death
 from gateway.jobs.job import Job
 from shared.cards import ModelCard
-from shared.messages import Ack, Bye, Device, Done, Drain, Failed, Hello, Message, Outcome, Pong, Progress
+from shared.errors import LoraFailed
+from shared.messages import (
+    Ack,
+    Bye,
+    Device,
+    Done,
+    Drain,
+    Failed,
+    Hello,
+    Message,
+    Outcome,
+    Pong,
+    Prepared,
+    Progress,
+    Wanted,
+)
 
 
 class State(StrEnum):
@@ -27,7 +43,7 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 # What a worker may say once it has been welcomed. Anything else ends its session.
-SAYS: frozenset[type[Message]] = frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye})
+SAYS: frozenset[type[Message]] = frozenset({Ack, Prepared, Pong, Progress, Done, Failed, Drain, Bye})
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +105,22 @@ class Worker:
         if state not in MOVES[self.state]:
             raise RuntimeError(f"worker {self.name}: {self.state} -> {state} is no move")
         self.state = state
+
+    def acknowledge(self, ack: Ack, wanted: Wanted) -> Death | None:
+        """Take down what it has applied; with all of that it is ready. Why it has to go, if its state is not ours."""
+        self.version = ack.version
+        self.outcomes = {outcome.model: outcome for outcome in ack.outcomes}
+        if ack.version != wanted.version:
+            return None
+        digests = {model.id: model.digest for model in wanted.models}
+        if any(outcome.card and outcome.digest != digests.get(outcome.model) for outcome in ack.outcomes):
+            return "digest_mismatch"
+        if any(outcome.problem and outcome.problem.code == LoraFailed.code for outcome in ack.outcomes):
+            # Its weights are in doubt, and it could not mend them: a new process begins with the files.
+            return "lora_failed"
+        if self.state is State.LOADING:
+            self.move(State.READY)
+        return None
 
     def may_say(self, message: Message) -> bool:
         """Whether a worker may say this at all."""

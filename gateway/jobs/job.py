@@ -10,6 +10,7 @@ from gateway.costs import Work
 from shared.cards import Task
 from shared.errors import ReplicastError
 from shared.formats import ImageHeader, image_header
+from shared.loras import Adapter
 from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
 
@@ -44,6 +45,7 @@ class Result:
     attempts: int
     queue_ms: float = 0.0
     tokens: Tokens = Tokens()  # noqa: RUF009
+    epoch: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +78,12 @@ class Job:
     alone: bool = False
     batch: str = ""
     batch_size: int = 1
+    # In place of its model's own LoRAs, if any are given, even none.
+    loras: tuple[Adapter, ...] | None = None
+    # The one LoRA epoch of its model that it may be made with, if it is particular; that of the present attempt.
+    pin: int | None = None
+    epoch: int = 0
+    digest: str = ""
     cost_seconds: float = 0.0
     due: float = 0.0
     state: JobState = JobState.QUEUED
@@ -92,6 +100,7 @@ class Job:
 
     def run(self, model: WantedModel) -> Run:
         """The message that hands out the present attempt, to be made with this state of its model."""
+        self.epoch, self.digest = model.epoch, model.digest
         return Run(
             job=self.id,
             attempt=self.attempt,
@@ -99,12 +108,13 @@ class Job:
             task=self.task,
             seeds=self.seeds,
             parameters=self.parameters,
-            epoch=model.epoch,
-            digest=model.digest,
+            epoch=self.epoch,
+            digest=self.digest,
             request_id=self.request_id,
             previews=self.previews,
             batch=self.batch,
             batch_size=self.batch_size,
+            loras=self.loras,
         )
 
     def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
@@ -157,7 +167,8 @@ class Job:
         """Jobs of one signature can be made in one call: all that a pipeline takes once for all its pictures."""
         asked = self.parameters
         guided = bool(asked.negative_prompt)
-        return self.model, asked.width, asked.height, asked.steps, asked.guidance, guided, asked.transparent
+        size = asked.width, asked.height
+        return self.model, *size, asked.steps, asked.guidance, guided, asked.transparent, self.loras, self.pin
 
     @property
     def over(self) -> bool:
