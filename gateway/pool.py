@@ -291,7 +291,8 @@ class Pool:
                 worker.version = -1
                 self._out.send(worker, m.Want(wanted=self.wanted))
             self.ledger.requeue(job, "behind")
-        elif failed.problem.code == "cancelled" and worker.asked:
+        elif failed.problem.code == "cancelled":
+            # Somebody waits for it, so it was we who called it off, for showing no step: by now it may have made one.
             self.ledger.again(job, "stuck", self.limits, blamed=True)
         elif job.batch:
             # One bad member fails a call for all: each is run again by itself, and then it is known which.

@@ -68,7 +68,13 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant("no_deadline", pool, "if job.deadline <= now]", "if False]"),
         Mutant("drain_takes_more", pool, "if self.draining:", "if False:"),
         Mutant("behind_is_in_step", pool, "                worker.version = -1\n", ""),
-        Mutant("asked_in_vain", pool, 'elif failed.problem.code == "cancelled" and worker.asked:', "elif False:"),
+        Mutant("asked_in_vain", pool, 'elif failed.problem.code == "cancelled":', "elif False:"),
+        Mutant(
+            "called_off_unless_it_moves",
+            pool,
+            'elif failed.problem.code == "cancelled":',
+            'elif failed.problem.code == "cancelled" and worker.asked:',
+        ),
         Mutant(
             "no_hand_out_after_news",
             pool,

@@ -159,7 +159,7 @@ class Witness(World):
                 if isinstance(message, m.Failed) and message.job not in self.outcomes:
                     if message.problem.code == "behind" and self.is_of_now(hand.run):
                         session.acked = -1
-                    elif message.problem.code == "cancelled" and session.asked >= 0:
+                    elif message.problem.code == "cancelled":
                         self.deaths[message.job] += 1
         super().say(puppet, message, attachments)
         self._said = None
