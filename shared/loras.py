@@ -56,5 +56,10 @@ class LoraState(Part):
         """The adapters in the one order in which they are added up, whatever the order they were asked for in."""
         return tuple(sorted(self.adapters, key=lambda each: (each.sha256, each.target, each.scale)))
 
+    def effective(self) -> tuple[tuple[Adapter, float], ...]:
+        """The adapters in their canonical order, each with the scale that counts."""
+        factor = self.merge_scale if self.mode == "merged" else 1.0
+        return tuple((each, each.scale * factor) for each in self.canonical())
+
 
 NO_LORAS = LoraState()

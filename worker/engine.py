@@ -1,8 +1,8 @@
 """The GPU thread: one thing at a time, between two jobs the wanted state, and at every step a look at who still waits.
 
 The engine owns the backends. It is told by `apply`, `run` and `cancel` from the loop's thread, and speaks through one
-callback, in messages: Ack, Progress, Done, Failed. Pictures are decoded and encoded by threads of their own, so that
-the device has its next job while the last one's bytes are made.
+callback, in messages: Ack, Prepared, Progress, Done, Failed. Pictures are decoded and encoded, and LoRAs prepared, by
+threads of their own, so that the device has its next job while the last one's bytes are made.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from shared import logs
-from shared.errors import Cancelled, JobFailed, OutOfMemory, ReplicastError
+from shared.errors import Cancelled, JobFailed, LoraFailed, OutOfMemory, ReplicastError
 from shared.messages import (
     Ack,
     Device,
     Done,
     Failed,
+    Prepare,
     Problem,
     Resident,
     Run,
@@ -66,6 +67,8 @@ class Engine:
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
         # Beside them: a finished picture does not wait for those that somebody else has sent.
         self._decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        # One state after the other, while the device is busy with pictures.
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._encoding = threading.BoundedSemaphore(encode_threads * 2)
         self._showing = threading.BoundedSemaphore(max(_PREVIEWS, encode_threads * 2))
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -83,7 +86,8 @@ class Engine:
                 task.cancelled = True
             self._wake.notify()
         self._thread.join(timeout_seconds)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for beside in (self._decoders, self._preparing):
+            beside.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown(wait=not self._thread.is_alive())
         return not self._thread.is_alive()
 
@@ -92,6 +96,10 @@ class Engine:
         with self._wake:
             self._wanted = wanted
             self._wake.notify()
+
+    def prepare(self, asked: Prepare) -> None:
+        """See whether a model could take on these LoRAs, beside whatever runs; answers Prepared."""
+        self._preparing.submit(lambda: self._speak(self._residents.prepare(asked), ()))
 
     def run(self, run: Run, attachments: Sequence[bytes | memoryview]) -> None:
         """Take a run in hand; answers Progress at step 0 when the device starts it, then Done or Failed.
@@ -158,6 +166,8 @@ class Engine:
                 self._speak(Ack(version=wanted.version, outcomes=outcomes), ())
             else:
                 self._serve(tasks)
+                # Not before what was raised is gone, and with it the tensors it held.
+                self._residents.mend()
         except DeviceLost as error:
             # Every later call would fail too. The gateway runs the job elsewhere and starts a new process here.
             log.error("device_lost", problem=str(error))
@@ -198,6 +208,8 @@ class Engine:
             return
         except ReplicastError as error:
             self._fail(tasks, error)
+            if isinstance(error, LoraFailed):
+                self._residents.doubt(tasks[0].run.model)
             return
         except Exception as error:
             # What a pipeline raises is its own affair: the log has it whole, the client a code.

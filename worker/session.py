@@ -27,6 +27,7 @@ from shared.messages import (
     Message,
     Ping,
     Pong,
+    Prepare,
     Reject,
     Run,
     Want,
@@ -163,6 +164,8 @@ class Session:
                 self._engine.cancel(message.job, message.attempt)
             case Want():
                 self._engine.apply(message.wanted)
+            case Prepare():
+                self._engine.prepare(message)
             case Drain():
                 self.drain(message.reason, told=True)
             case Bye():

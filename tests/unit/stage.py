@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.cards import ModelCard, Size, SizeRule, Task
-from shared.messages import Ack, Device, Done, Failed, Message, Parameters, Progress, Run, Wanted, WantedModel
+from shared.loras import LoraState
+from shared.messages import Ack, Device, Done, Failed, Match, Message, Parameters, Progress, Run, Wanted, WantedModel
 from worker import engine
 from worker.backends import Inputs, OnPreview, OnStep, Picture
 
@@ -40,6 +41,7 @@ class Puppet:
         self.orders: queue.Queue[Callable[[OnStep, OnPreview], object]] = queue.Queue()
         self.asked: list[tuple[Run, Inputs]] = []
         self.together: list[str] = []
+        self.adopted: list[tuple[LoraState, str]] = []
         self.begun = threading.Semaphore(0)
         self.obeyed = threading.Semaphore(0)
 
@@ -61,6 +63,13 @@ class Puppet:
         return [picture for run in runs[:1] for picture in self.generate(run, Inputs(), on_step, _unseen)] + [
             Picture(run.seeds[0], pixels=PIXELS) for run in runs[1:]
         ]
+
+    def prepare(self, loras: LoraState, shelf: str) -> tuple[Match, ...]:
+        return tuple(Match(sha256=adapter.sha256) for adapter in loras.adapters)
+
+    def adopt(self, loras: LoraState, shelf: str) -> str:
+        self.adopted.append((loras, shelf))
+        return loras.digest[:8]
 
     def memory_bytes(self) -> int:
         return 7

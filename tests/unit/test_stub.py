@@ -67,6 +67,7 @@ def test_a_picture_tells_what_it_was_made_from(prompt: str) -> None:
         "prompt_sha256": sha256(prompt),
         "negative_prompt": prompt[:200],
         "negative_prompt_sha256": sha256(prompt),
+        "loras": {"mode": "attached", "adapters": [], "merge_target": "all", "overlay": False},
     }
 
 

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from shared.cards import ModelCard
-from shared.messages import Device, Run, Tokens, WantedModel
+from shared.loras import LoraState
+from shared.messages import Device, Match, Run, Tokens, WantedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,7 @@ def preview_steps(steps: int, previews: int) -> dict[int, int]:
 
 
 class Backend(Protocol):
-    """One resident model. Every call comes from the engine's one thread."""
+    """One resident model. Every call but `prepare` comes from the engine's one thread."""
 
     def load(self) -> ModelCard:
         """Bring the model onto the device. Raises LoadFailed, or OutOfMemory."""
@@ -65,15 +66,33 @@ class Backend(Protocol):
     def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
         """One picture per seed of `run`, in their order. Raises a ReplicastError; anything else is a bug.
 
-        Previews are numbered through: those of the second seed follow those of the first.
+        Previews are numbered through: those of the second seed follow those of the first. With `run.loras` these take
+        the place of the adopted ones until it ends, however it ends. Raises LoraFailed where the adopted state could
+        not be brought back: the weights are in doubt until `adopt` is called again.
         """
         ...
 
     def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
         """The picture of each of these runs, of one seed each, made in one call; raises for all of them or none.
 
-        They are generations without previews, of one size, with equal steps and guidance, and a negative prompt for all
-        or for none. Asked only of a model whose card has a `max_batch` of as many.
+        They are generations without previews, of one size, with equal steps, guidance and LoRAs, and a negative prompt
+        for all or for none. Asked only of a model whose card has a `max_batch` of as many.
+        """
+        ...
+
+    def prepare(self, loras: LoraState, shelf: str) -> tuple[Match, ...]:
+        """What each LoRA of this state would change, in its order; it is read and held ready, and nothing is moved.
+
+        Called from another thread, also while a picture is made. Raises InvalidAdapter, AdapterMisfit, UnknownAdapter
+        or OutOfMemory where the state cannot be adopted.
+        """
+        ...
+
+    def adopt(self, loras: LoraState, shelf: str) -> str:
+        """Bring the weights into this state, whatever they are now; the checksum of all that a LoRA may touch.
+
+        Equal states have equal checksums, in every process on devices of one kind. Until the first call a loaded model
+        has no LoRAs. Raises a ReplicastError; the weights are then in doubt until a next call, which starts afresh.
         """
         ...
 

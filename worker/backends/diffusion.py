@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from shared.cards import ModelCard
-from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, ReplicastError
-from shared.messages import Device, Run, WantedModel
+from shared.errors import AdapterMisfit, InvalidOutput, LoadFailed, OutOfMemory, ReplicastError
+from shared.loras import LoraState
+from shared.messages import Device, Match, Run, WantedModel
 from worker import device as devices
 from worker import models
 from worker.backends import Inputs, OnPreview, OnStep, Picture, preview_steps
@@ -115,6 +116,15 @@ class Diffusion:
             )
             for run, pixels in zip(runs, drawn, strict=True)
         ]
+
+    def prepare(self, loras: LoraState, shelf: str) -> tuple[Match, ...]:
+        if loras.adapters:
+            raise AdapterMisfit("a pipeline takes no LoRAs yet")
+        return ()
+
+    def adopt(self, loras: LoraState, shelf: str) -> str:
+        self.prepare(loras, shelf)
+        return ""
 
     def memory_bytes(self) -> int:
         if self._pipeline is None:

@@ -6,7 +6,6 @@ seed, the parameters and the pictures given: an emblem drawn from their hash, wi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -19,13 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.cards import ModelCard, Size, SizeRule
-from shared.errors import JobFailed, LoadFailed, OutOfMemory
-from shared.messages import Device, Run, Tokens, WantedModel
+from shared.errors import AdapterMisfit, JobFailed, LoadFailed, LoraFailed, OutOfMemory
+from shared.loras import NO_LORAS, Adapter, LoraState
+from shared.messages import Device, Match, Run, Tokens, WantedModel
 from worker import images
 from worker.backends import Inputs, OnPreview, OnStep, Picture, preview_steps
+from worker.backends.stub_options import Options
+from worker.loras import shelf as shelves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,40 +40,9 @@ _EXIT_CODE = 70
 _SLOW = 10
 # So that any prompt fits into the smallest picture; the hash beside it tells two long ones apart.
 _TEXT_KEPT = 200
+# What ends the name of the first of the two tensors that change a layer.
+_DOWN = (".lora_A.", ".lora_down.", ".lora.down.")
 _LENGTH_AND_CRC = struct.Struct(">II")
-
-
-class Options(BaseModel):
-    """How a stub behaves, from the model's options. Steps are counted from 1 over all pictures of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    steps: int = Field(4, ge=1, description="default steps of the card")
-    step_seconds: float = Field(0.0, ge=0, description="each step takes this long")
-    load_seconds: float = Field(0.0, ge=0, description="loading takes this long")
-    constant: bool = Field(False, description="the same PNG of about 400 KB for every request, encoded once")
-    gate: str = Field("", description="each step waits until this file exists")
-    batch: int = Field(1, ge=1, le=64, description="pictures that one call makes, in the time of one")
-    poison: str = Field("", description="a run whose prompt has this word ends the process at its first step")
-    hang: str = Field("", description="a run whose prompt has this word never ends, without a sign of life")
-    oom: str = Field("", description="a run whose prompt has this word runs out of memory")
-    garbage: str = Field("", description="a run whose prompt has this word brings bytes that are no picture")
-    slow: str = Field("", description="steps of a run whose prompt has this word take ten times as long")
-    fail_at_step: int = Field(0, ge=0, description="raises JobFailed")
-    oom_at_step: int = Field(0, ge=0, description="raises OutOfMemory")
-    hang_at_step: int = Field(0, ge=0, description="never returns, without a sign of life")
-    exit_at_step: int = Field(0, ge=0, description="ends the process")
-    fail_load: bool = Field(False, description="loading raises LoadFailed")
-    exit_load: bool = Field(False, description="loading ends the process")
-
-    @classmethod
-    def of(cls, model: WantedModel) -> Options:
-        """The options of `model`. Raises LoadFailed naming each one that is unknown or of the wrong type."""
-        try:
-            return cls.model_validate(model.options)
-        except ValidationError as error:
-            problems = "; ".join(_explained(problem) for problem in error.errors(include_url=False))
-            raise LoadFailed(f"{model.id}: {problems}") from error
 
 
 class Stub:
@@ -82,6 +52,11 @@ class Stub:
         self._model = model
         self._options = Options()
         self._constant = b""
+        # What stands for weights: adopting fails half-way through them, and a picture tells what they are.
+        self._loras = NO_LORAS
+        self._shelf = ""
+        self._struck = False
+        self._adopt_failures = 0
 
     def load(self) -> ModelCard:
         options = self._options = Options.of(self._model)
@@ -113,6 +88,7 @@ class Stub:
         )
 
     def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
+        overlay = self._overlay(run)
         pictures = []
         steps = run.parameters.steps
         total = steps * len(run.seeds)
@@ -125,9 +101,14 @@ class Stub:
                 if step in due and picture.pixels is not None:
                     on_preview(place * run.previews + due[step], _unfinished(picture.pixels, step / steps))
             pictures.append(picture)
+        if overlay and self._strikes(self._options.fail_overlay, overlay):
+            self._loras = LoraState(adapters=overlay)
+            raise LoraFailed(f"{self._model.id} was told to leave a run's LoRAs behind")
         return pictures
 
     def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+        assert all(run.loras == runs[0].loras for run in runs)
+        self._overlay(runs[0])
         steps = runs[0].parameters.steps
         for step in range(1, steps + 1):
             for run in runs:
@@ -136,11 +117,53 @@ class Stub:
             on_step(step, steps)
         return [self._picture(run, Inputs(), seed) for run in runs for seed in run.seeds]
 
+    def prepare(self, loras: LoraState, shelf: str) -> tuple[Match, ...]:
+        time.sleep(self._options.prepare_seconds)
+        if self._strikes(self._options.exit_prepare, loras.adapters):
+            os._exit(_EXIT_CODE)
+        if self._strikes(self._options.fail_prepare, loras.adapters):
+            raise AdapterMisfit(f"{self._model.id} was told to refuse {loras.adapters[0].name}")
+        return tuple(_match(adapter, shelf) for adapter in loras.adapters)
+
+    def adopt(self, loras: LoraState, shelf: str) -> str:
+        self._loras, self._shelf = NO_LORAS, shelf
+        time.sleep(self._options.adopt_seconds)
+        for adapter in loras.adapters:
+            _match(adapter, shelf)
+        if self._strikes(self._options.exit_adopt, loras.adapters):
+            os._exit(_EXIT_CODE)
+        if self._strikes(self._options.fail_adopt, loras.adapters):
+            most = self._options.fail_adopt_times
+            self._adopt_failures += 1
+            if not most or self._adopt_failures <= most:
+                self._loras = loras.model_copy(update={"adapters": loras.adapters[:1]})
+                raise LoraFailed(f"{self._model.id} was told to fail with {loras.adapters[0].name}")
+        self._loras = loras
+        return sha256(f"{self._model.source} {loras.digest}")[:16]
+
     def memory_bytes(self) -> int:
         return len(self._constant)
 
     def unload(self) -> None:
         self._constant = b""
+
+    def _overlay(self, run: Run) -> tuple[Adapter, ...]:
+        """The LoRAs that a run brings along, from the shelf as any others."""
+        for adapter in run.loras or ():
+            _match(adapter, self._shelf)
+        return run.loras or ()
+
+    def _strikes(self, word: str, adapters: Sequence[Adapter]) -> bool:
+        """Whether a fault of a LoRA comes now; where only one replica is to have it, it keeps it once it has it."""
+        if not any(_has(adapter.name, word) for adapter in adapters):
+            return False
+        if self._options.struck and not self._struck:
+            try:
+                os.unlink(self._options.struck)
+            except FileNotFoundError:
+                return False
+            self._struck = True
+        return True
 
     def _step(self, run: Run, step: int, total: int, on_step: OnStep, *, waits: bool = True) -> None:
         """One step's wait and faults. A wait repeats the last step, so that it can be cancelled and is no progress."""
@@ -176,7 +199,7 @@ class Stub:
             return Picture(seed, encoded=self._constant, tokens=tokens)
         if self._constant:
             return Picture(seed, pixels=_noise(), tokens=tokens)
-        pixels = _drawn(_facts(run, inputs, seed), size, transparent=asked.transparent)
+        pixels = _drawn(_facts(run, inputs, seed) | _told(self._loras, run), size, transparent=asked.transparent)
         if inputs.mask is not None:
             ground, mask = images.resize(inputs.images[0], size), images.resize(inputs.mask, size)
             pixels = images.laid_over(ground, pixels, mask)
@@ -235,6 +258,31 @@ def _facts(run: Run, inputs: Inputs, seed: int) -> dict[str, Any]:
     return facts
 
 
+def _told(loras: LoraState, run: Run) -> dict[str, Any]:
+    """The LoRAs that made a picture: those of the state, with the scale that they have in it, or the run's own."""
+    used = loras if run.loras is None else LoraState(adapters=run.loras)
+    return {
+        "loras": {
+            "mode": used.mode,
+            "adapters": [[each.sha256, scale, each.target] for each, scale in used.effective()],
+            "merge_target": used.merge_target,
+            "overlay": run.loras is not None,
+        }
+    }
+
+
+def _match(adapter: Adapter, shelf: str) -> Match:
+    """Each pair of tensors is a layer that fits. Raises InvalidAdapter, UnknownAdapter or AdapterMisfit."""
+    header = shelves.read(shelf, adapter.sha256).header
+    layers = {name.partition(mark)[0] for name in header.tensors for mark in _DOWN if mark in name}
+    part = {name: "text_encoder" if name.startswith("text_encoder.") else "transformer" for name in layers}
+    counts = {each: list(part.values()).count(each) for each in set(part.values()) if adapter.target in ("all", each)}
+    if not counts:
+        raise AdapterMisfit(f"LoRA {adapter.name} changes nothing here")
+    size = sum(tensor.end - tensor.begin for tensor in header.tensors.values())
+    return Match(sha256=adapter.sha256, matched=counts, bytes=size)
+
+
 def _drawn(facts: dict[str, Any], size: Size, *, transparent: bool) -> Pixels:
     """An emblem of 8 by 8 squares, the right half mirroring the left, with the facts in the first bytes.
 
@@ -267,12 +315,3 @@ def _noise() -> Pixels:
     """Four random bits a value: a PNG of half the size of its pixels."""
     shape = (DEFAULT.height, DEFAULT.width, 3)
     return np.random.default_rng(0).integers(0, 16, shape, dtype=np.uint8) * np.uint8(16)
-
-
-def _explained(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"option {name!r}: {problem['msg']}"
-    near = difflib.get_close_matches(name, Options.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(Options.model_fields)}"
-    return f"option {name!r} is unknown; {hint}"
