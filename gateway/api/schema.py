@@ -138,6 +138,8 @@ def _json(wish: type[Wish]) -> dict[str, Any]:
     """What a JSON body of this wish may hold."""
     schema = wish.model_json_schema()
     fields = schema["properties"]
+    # In place: a reference would be looked up in the whole document.
+    fields["loras"]["anyOf"][0]["items"] = schema.pop("$defs")["LoraWish"]
     if "prompt" in schema.get("required", ()):
         fields["prompt"]["pattern"] = "\\S"
     fields["size"]["anyOf"][0]["pattern"] = _SIZE
@@ -161,6 +163,7 @@ def _form(wish: type[Wish]) -> dict[str, Any]:
             fields[name] = {key: value for key, value in field.items() if key not in ("anyOf", "default")} | field[
                 "anyOf"
             ][0]
+    fields["loras"] = {"type": "string", "description": "as in a JSON body, as JSON"}
     del fields["images"]
     fields["image"] = {
         "anyOf": [_BINARY, {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": 16}],
@@ -184,6 +187,7 @@ _ABOUT = (
 _TAGS = [
     {"name": "images", "description": "Make pictures, edit them, vary them; whole, or as a stream of previews"},
     {"name": "jobs", "description": "What waits and what is being made: its place, and when it may be there"},
+    {"name": "loras", "description": "LoRAs of a whole model, on every replica or on none"},
     {"name": "models", "description": "What can be asked for, with the bounds and defaults of each"},
     {"name": "administration", "description": "Workers: who they are, drained, restarted, more or fewer"},
     {"name": "sdapi", "description": "AUTOMATIC1111's API, where it is switched on"},
