@@ -205,7 +205,7 @@ _RETRY_AFTER = {"description": "seconds until it may be tried again", "schema": 
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The whole description, made once. FastAPI's 422 is left out: this server never answers it."""
+    """The whole description, made once. FastAPI's own 422 is left out: this server never answers it."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -219,7 +219,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         needs = {path: route.need for path, route in routes if isinstance(route, Guarded)}
         for path, item in schema["paths"].items():
             for operation in item.values():
-                operation["responses"].pop("422", None)
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
                 # FastAPI's notation of a path that may hold slashes is not OpenAPI's.
                 if needs.get(path, needs.get(path.replace("}", ":path}"))) != PUBLIC:
                     operation["security"] = [{"key": []}]
