@@ -6,13 +6,14 @@ asked from any thread.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from shared.errors import AdapterMisfit
+from shared.errors import AdapterMisfit, InvalidAdapter
 from shared.loras import Adapter
 from shared.messages import Match
 from shared.safetensors import said
@@ -80,6 +81,11 @@ class Fitted:
     unmatched: dict[str, tuple[str, ...]]
 
     @property
+    def count(self) -> int:
+        """How many layers it changes."""
+        return sum(len(inside) for inside in self.layers.values())
+
+    @property
     def bytes(self) -> int:
         """What it takes in host memory."""
         return sum(layer.bytes for inside in self.layers.values() for layer in inside.values())
@@ -114,33 +120,38 @@ def fit(content: shelf.Content, sha256: str, pipeline: Any, slots: Slots) -> Fit
     """The LoRA of a file, matched with the layers of a pipeline. Raises AdapterMisfit or InvalidAdapter, saying why."""
     from safetensors.torch import load
 
-    tensors: formats.Tensors = load(content.data)
-    metadata = content.header.metadata
-    pairs, left = formats.named(tensors, metadata, slots)
-    if not all(name in slots.get(part, {}) for part, name in formats.layers(pairs)) or not pairs:
-        other, beside = formats.converted(tensors, metadata, slots, pipeline)
-        if _count(other, slots) > _count(pairs, slots):
-            pairs, left = other, beside
+    tensors = formats.scaled(load(content.data), content.header.metadata)
+    names = formats.Names(slots)
+    fitted = _matched(tensors, names, sha256, slots)
+    if fitted.unmatched:
+        with contextlib.suppress(AdapterMisfit):
+            # By names of its own, which its family's class may know.
+            renamed = formats.converted(tensors, slots, pipeline)
+            other = _matched(renamed, names, sha256, slots)
+            if other.count > fitted.count:
+                return other
+    return fitted
+
+
+def _matched(tensors: formats.Tensors, names: formats.Names, sha256: str, slots: Slots) -> Fitted:
+    pairs, left = formats.paired(tensors)
     layers: dict[str, dict[str, Layer]] = {}
     unmatched: dict[str, tuple[str, ...]] = {"": left} if left else {}
-    for part, inside in pairs.items():
-        known = slots.get(part, {})
-        for name, (down, up) in inside.items():
-            if name not in known:
-                unmatched[part] = (*unmatched.get(part, ()), name)
-                continue
-            layer = known[name].fitted(down, up)
-            if layer is None:
-                raise AdapterMisfit(
-                    f"it is another family's: {said(name)} takes {list(known[name].shape)}, "
-                    f"and not {list(up.shape)} by {list(down.shape)}"
-                )
-            layers.setdefault(part, {})[name] = layer
+    for named, (down, up) in pairs.items():
+        part, name = names.find(named)
+        if name is None:
+            unmatched[part] = (*unmatched.get(part, ()), named)
+            continue
+        if name in layers.get(part, {}):
+            raise InvalidAdapter(f"{said(named)} is there twice")
+        layer = slots[part][name].fitted(down, up)
+        if layer is None:
+            raise AdapterMisfit(
+                f"it is another family's: {said(named)} takes {list(slots[part][name].shape)}, "
+                f"and not {list(up.shape)} by {list(down.shape)}"
+            )
+        layers.setdefault(part, {})[name] = layer
     return Fitted(sha256, layers, unmatched)
-
-
-def _count(pairs: formats.Pairs, slots: Slots) -> int:
-    return sum(name in slots.get(part, {}) for part, name in formats.layers(pairs))
 
 
 def match(adapter: Adapter, fitted: Fitted, slots: Slots) -> Match:

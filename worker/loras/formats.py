@@ -1,15 +1,15 @@
-"""A LoRA file's tensors as pairs by part and layer, whatever trainer wrote them. Touches no model.
+"""A LoRA file's tensors as pairs by layer, whatever trainer wrote them, and whose layers those are. Touches no model.
 
-Names are brought into those of Diffusers' modules, by the pipeline class's own conversion where they are not already.
 What is no pair of a down and an up matrix is refused by its name: a library would leave it aside in silence.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from shared.errors import AdapterMisfit, InvalidAdapter
 from shared.safetensors import said
 
 Tensors = dict[str, torch.Tensor]
-# By part, by layer: the matrix down to the rank, and the one up from it, with alpha / rank in it.
-Pairs = dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]
+# By layer: the matrix down to the rank, and the one up from it, with alpha / rank in it.
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 # How the two matrices of a layer are named, behind its name. The longer endings come before those they end with.
 _HALVES = (
@@ -43,31 +43,40 @@ _OTHER_KINDS = {
     r"\.diff(_b)?$": "a file of whole differences",
 }
 _METADATA = "lora_adapter_metadata"
-_WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
+# What trainers write before a layer's name, and the part it stands for; "" is the one that denoises.
+_PARTS = {
+    r"(base_model\.model\.)?(model\.)?diffusion_model\.": "",
+    r"base_model\.model\.": "",
+    r"(lora_(unet|transformer)|lycoris)_": "",
+    r"lora_te1?_": "text_encoder",
+    r"lora_te2_": "text_encoder_2",
+    r"lora_te3_": "text_encoder_3",
+}
+
+# It would write hundreds of names into the log that somebody else has chosen.
+logging.getLogger("diffusers.loaders.lora_conversion_utils").setLevel(logging.ERROR)
 
 
-def named(tensors: Tensors, metadata: Mapping[str, str], parts: Iterable[str]) -> tuple[Pairs, tuple[str, ...]]:
-    """The pairs by the names that they have in the file, and what belongs to none. `parts`: the first has no prefix.
-
-    Raises AdapterMisfit for other kinds than LoRA, InvalidAdapter for half a layer.
-    """
+def paired(tensors: Tensors) -> tuple[Pairs, tuple[str, ...]]:
+    """The pairs by layer, and what belongs to none. Raises InvalidAdapter for half a layer."""
+    pairs: Pairs = {}
+    left = dict(tensors)
     for name in tensors:
-        for mark, kind in _OTHER_KINDS.items():
-            if re.search(mark, name):
-                raise AdapterMisfit(f"it is {kind}, which cannot be used here: {said(name)}")
-    tensors = _with_alpha(_unwrapped(tensors), metadata)
-    return _paired(tensors, tuple(parts))
+        if (halves := _halves(name)) is None:
+            continue
+        layer, up = halves
+        if up not in left:
+            raise InvalidAdapter(f"{said(layer)} has one half of a layer only")
+        pairs[layer] = (left.pop(name), left.pop(up))
+    return pairs, tuple(left)
 
 
-def converted(
-    tensors: Tensors, metadata: Mapping[str, str], parts: Iterable[str], pipeline: Any
-) -> tuple[Pairs, tuple[str, ...]]:
-    """The same by the names that the pipeline's own class gives them. Raises AdapterMisfit where it knows none."""
-    parts = tuple(parts)
+def converted(tensors: Tensors, parts: Iterable[str], pipeline: Any) -> Tensors:
+    """The tensors by the names that the pipeline's own class gives them. Raises AdapterMisfit where it knows none."""
     asked = {"unet_config": pipeline.unet.config} if "unet" in parts else {}
     try:
         # A copy: it takes tensors out of what it is handed.
-        found = type(pipeline).lora_state_dict(dict(_with_alpha(tensors, metadata)), **asked)
+        found = type(pipeline).lora_state_dict(dict(tensors), **asked)
         state: Tensors = found[0] if isinstance(found, tuple) else found
         renamed: Tensors = {}
         for part in parts:
@@ -78,7 +87,7 @@ def converted(
     except Exception as error:
         # What a conversion raises of a file that it was not made for: anything.
         raise AdapterMisfit(f"its layers are not named as this family's are: {type(error).__name__}") from error
-    return _paired(renamed, parts)
+    return renamed
 
 
 def _by_modules(part: str, inside: Tensors) -> Tensors:
@@ -91,24 +100,15 @@ def _by_modules(part: str, inside: Tensors) -> Tensors:
     return dict(state_dict_utils.convert_unet_state_dict_to_peft(inside))
 
 
-def _unwrapped(tensors: Tensors) -> Tensors:
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            return {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return tensors
+def scaled(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
+    """With alpha / rank in each up matrix, in float32, and without alphas: conversions round them, or mix them up.
 
-
-def _halves(name: str) -> tuple[str, str] | None:
-    """Of the down half of a layer its layer, and the name of the up half."""
-    for down, up in _HALVES:
-        if name.endswith(down):
-            layer = name.removesuffix(down)
-            return layer, layer + up
-    return None
-
-
-def _with_alpha(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
-    """With alpha / rank in each up matrix, in float32, and without alphas: conversions round them, or mix them up."""
+    Raises AdapterMisfit for other kinds than LoRA.
+    """
+    for name in tensors:
+        for mark, kind in _OTHER_KINDS.items():
+            if re.search(mark, name):
+                raise AdapterMisfit(f"it is {kind}, which cannot be used here: {said(name)}")
     found = dict(tensors)
     written = _written(metadata)
     for name, tensor in tensors.items():
@@ -126,11 +126,20 @@ def _with_alpha(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
     return found
 
 
+def _halves(name: str) -> tuple[str, str] | None:
+    """Of the down half of a layer its layer, and the name of the up half."""
+    for down, up in _HALVES:
+        if name.endswith(down):
+            layer = name.removesuffix(down)
+            return layer, layer + up
+    return None
+
+
 def _written(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What Diffusers has written of the settings that a LoRA was trained with, by part."""
     try:
         written = json.loads(metadata.get(_METADATA, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidAdapter(f"its {_METADATA} cannot be read") from error
     return written if isinstance(written, dict) else {}
 
@@ -139,36 +148,43 @@ def _scale(layer: str, rank: int, written: Mapping[str, Any]) -> float:
     """The scale of a layer without an alpha of its own: that of the settings, or 1 as Diffusers and PEFT have it."""
     part, _, name = layer.partition(".")
     alpha = written.get(f"{part}.lora_alpha")
-    if not isinstance(alpha, int | float):
+    pattern = written.get(f"{part}.alpha_pattern")
+    if isinstance(pattern, dict):
+        # In their own syntax, but from a stranger: as names, and never as expressions.
+        known = {re.escape(str(key).removeprefix("^")): value for key, value in pattern.items()}
+        alpha = known.get(get_pattern_key(list(known), name), alpha)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         return 1.0
-    pattern = written.get(f"{part}.alpha_pattern") or {}
-    alpha = pattern.get(get_pattern_key(list(pattern), name), alpha)
-    return float(alpha) / (math.sqrt(rank) if written.get(f"{part}.use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if written.get(f"{part}.use_rslora") is True else max(rank, 1))
 
 
-def _paired(tensors: Tensors, parts: tuple[str, ...]) -> tuple[Pairs, tuple[str, ...]]:
-    pairs: Pairs = {}
-    left = dict(tensors)
-    for name in tensors:
-        halves = _halves(name)
-        if halves is None:
-            continue
-        layer, up = halves
-        if up not in left:
-            raise InvalidAdapter(f"{said(layer)} has one half of a layer only")
-        part, inside = _part(layer, parts)
-        pairs.setdefault(part, {})[inside] = (left.pop(name), left.pop(up))
-    return pairs, tuple(left)
+class Names:
+    """Whose layer a name in a file means, where names have dots, or underscores for dots, or an old spelling."""
 
+    def __init__(self, layers: Mapping[str, Iterable[str]]) -> None:
+        self._known = {part: frozenset(inside) for part, inside in layers.items()}
+        self._flat = {part: {name.replace(".", "_"): name for name in inside} for part, inside in self._known.items()}
+        self._main = next(iter(self._known), "")
 
-def _part(layer: str, parts: tuple[str, ...]) -> tuple[str, str]:
-    """The part that a layer is of, and its name in there; a name that says no part is the first one's."""
-    first, _, rest = layer.partition(".")
-    if rest and (first in parts or re.fullmatch(r"unet|transformer|text_encoder(_\d)?", first)):
-        return first, rest
-    return parts[0], layer
+    def find(self, layer: str) -> tuple[str, str | None]:
+        """The part and the name in there of a layer; no name where that part has no such layer."""
+        part, rest = self._part(layer)
+        known, flat = self._known.get(part, frozenset()), self._flat.get(part, {})
+        rest = rest.replace(".processor.", ".")
+        # Files of text encoders are from before, or after, transformers took one level of them away.
+        for name in (rest, f"{rest}.0", rest.removeprefix("text_model."), f"text_model.{rest}"):
+            if name in known:
+                return part, name
+        for name in (rest, rest.removeprefix("text_model_"), f"text_model_{rest}"):
+            if name in flat:
+                return part, flat[name]
+        return part, None
 
-
-def layers(pairs: Pairs) -> Iterator[tuple[str, str]]:
-    """Each layer there is a pair for, as (part, name)."""
-    return ((part, name) for part, inside in pairs.items() for name in inside)
+    def _part(self, layer: str) -> tuple[str, str]:
+        for start, part in _PARTS.items():
+            if found := re.match(start, layer):
+                return part or self._main, layer[found.end() :]
+        first, _, rest = layer.partition(".")
+        if rest and (first in self._known or re.fullmatch(r"unet|transformer|text_encoder(_\d)?", first)):
+            return first, rest
+        return self._main, layer
