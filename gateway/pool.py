@@ -30,9 +30,9 @@ from shared.wire import Buffer, Packet
 class Pool:
     """The one owner of workers and waiting jobs. `term` numbers the starts of this gateway."""
 
-    def __init__(self, models: Iterable[m.WantedModel], limits: Limits, *, term: int) -> None:
+    def __init__(self, models: Iterable[m.WantedModel], limits: Limits, *, term: int, shelf: str = "") -> None:
         self.limits = limits
-        self.wanted = m.Wanted(version=1, models=tuple(models))
+        self.wanted = m.Wanted(version=1, models=tuple(models), shelf=shelf)
         self.workers: dict[str, Worker] = {}
         self.draining = False
         self._term = term
@@ -167,7 +167,7 @@ class Pool:
             self._out.note("illegal_message", worker=worker.name, type=type(message).__name__)
             self._condemn(worker, "illegal_message")
         else:
-            worker.seq, worker.heard, worker.missed = stamp.seq, True, 0
+            worker.seq, worker.heard, worker.missed, worker.heard_at = stamp.seq, True, 0, now
             self._heard(worker, message, packet.attachments, now)
         return self._settle(now)
 

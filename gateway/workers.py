@@ -64,6 +64,7 @@ class Worker:
     missed: int = 0
     pings: int = 0
     heard: bool = True
+    heard_at: float = 0.0
     applying_ticks: int = 0
     still_ticks: int = 0
     asked: bool = False
