@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     lora_shelf_bytes: int = Field(
         50 << 30, ge=1 << 20, le=1 << 50, description="copies of LoRA files for the workers, all together, in bytes"
     )
+    lora_s3: Words = Field((), description="places of S3 whose LoRA files clients may name, as bucket or bucket/prefix")
+    s3_endpoint: Annotated[str, AfterValidator(_url)] | None = Field(None, description="the S3 server to ask")
+    hub: Words = Field((), description="whose files of the hub may be named: owner, owner/name, or * for anybody's")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )

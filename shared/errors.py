@@ -19,6 +19,7 @@ ReplicastError
 ├── UnknownJob                job_not_found           no job of this id that is not over
 ├── UnknownAdapter            lora_not_found          no LoRA of this name, or at this place
 ├── LoraRefused               lora_refused            a replica cannot take the new LoRA state: none has taken it
+├── AdapterInUse              lora_in_use             a LoRA cannot be deleted while it is active
 ├── StateChanged              state_changed           another LoRA state than the one that was asked for
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
@@ -28,7 +29,8 @@ ReplicastError
 ├── QueueFull                 queue_full              the model's queue is at its limit
 ├── RateLimited               rate_limit_exceeded     the key, or the address, asks too much
 ├── NotReady                  not_ready               no replica in step holds the model
-│   └── Draining              draining                the server is going down
+│   ├── Draining              draining                the server is going down
+│   └── SourceUnavailable     source_unavailable      where a file is kept does not answer, or not as it should
 ├── Expired                   expired                 the deadline passed first
 ├── Gone                      result_expired          what this address led to has expired
 ├── StorageFull               storage_full            there is no room where results are kept
@@ -140,6 +142,10 @@ class LoraRefused(ReplicastError):
     code = "lora_refused"
 
 
+class AdapterInUse(ReplicastError):
+    code = "lora_in_use"
+
+
 class StateChanged(ReplicastError):
     code = "state_changed"
 
@@ -178,6 +184,10 @@ class NotReady(ReplicastError):
 
 class Draining(NotReady):
     code = "draining"
+
+
+class SourceUnavailable(NotReady):
+    code = "source_unavailable"
 
 
 class Expired(ReplicastError):

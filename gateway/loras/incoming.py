@@ -9,10 +9,12 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from shared.errors import Cancelled, InvalidAdapter
 from shared.safetensors import read_header
+
+_CHUNK_BYTES = 4 << 20
 
 
 class Incoming:
@@ -46,8 +48,13 @@ class Incoming:
         self._digest.update(piece)
         self._file.write(piece)
 
-    def finish(self, suffix: str) -> str:
-        """Give it its name, its sha256 and `suffix`, durably; returns the hash.
+    def copy(self, file: BinaryIO) -> None:
+        """Add all that is left of a file. Raises as `write` does."""
+        while piece := file.read(_CHUNK_BYTES):
+            self.write(piece)
+
+    def finish(self, name: str) -> str:
+        """Give it its name, in which {} stands for its sha256, durably; returns that hash.
 
         Raises InvalidAdapter for one that came short, or is not what it has to be.
         """
@@ -58,10 +65,15 @@ class Incoming:
         read_header(self._file)
         os.fsync(self._file.fileno())
         sha256 = self._digest.hexdigest()
-        self._part.rename(self._folder / f"{sha256}{suffix}")
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._part.rename(self._folder / name.format(sha256))
+        sync_folder(self._folder)
         return sha256
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, as they are now."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,17 +17,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from gateway.loras.incoming import Incoming
 from gateway.loras.places import SUFFIX, open_file
+from gateway.loras.threads import whole
 from shared import logs
 from shared.errors import ConfigError, InvalidAdapter, StorageFull, UnknownAdapter
 from shared.safetensors import read_header
 
 _NAME = re.compile(rf"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 _LEFT_OVER = re.compile(r"[0-9a-f]{32}\.part|[0-9a-f]{64}\.gone")
-_CHUNK_BYTES = 4 << 20
 _MOST_SEEN = 4096
 # What was named a moment ago is about to be wanted, though no state says so yet.
 _GRACE_SECONDS = 60.0
@@ -36,7 +36,6 @@ _RACY_SECONDS = 1.0
 
 log = logs.get("shelf")
 
-T = TypeVar("T")
 # Opens the file that is meant, each time anew. Blocks, and raises UnknownAdapter.
 Open = Callable[[], BinaryIO]
 # Which file this is, and that nobody wrote to it since: device, inode, size, and both of its times.
@@ -161,25 +160,18 @@ class Shelf:
 
     async def _written(self, work: Callable[[threading.Event], tuple[str, int]]) -> str:
         """Do this in a thread, which is told when nobody waits for it any more, and is waited for even then."""
-        stop = threading.Event()
-        task = asyncio.ensure_future(asyncio.to_thread(work, stop))
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait([task])
-            raise
-        finally:
-            if task.done() and not task.cancelled() and task.exception() is None:
-                sha256, size = task.result()
-                self._held[sha256] = _Held(size, self._clock())
-        return task.result()[0]
+
+        def done(written: tuple[str, int]) -> None:
+            sha256, size = written
+            self._held[sha256] = _Held(size, self._clock())
+
+        return (await whole(work, done))[0]
 
     def _receive(self, size: int, fill: Callable[[Incoming], None], stop: threading.Event) -> tuple[str, int]:
         try:
             with Incoming(self.folder, size, stop) as incoming:
                 fill(incoming)
-                return incoming.finish(SUFFIX), size
+                return incoming.finish(f"{{}}{SUFFIX}"), size
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StorageFull("The server's disk has no room for the LoRA.") from error
@@ -244,8 +236,7 @@ def _copy(opened: Open, found: list[Identity], incoming: Incoming) -> None:
     """Copy the file, and tell in `found` which one it was."""
     with opened() as file:
         before = _identity(file)
-        while piece := file.read(_CHUNK_BYTES):
-            incoming.write(piece)
+        incoming.copy(file)
         if _identity(file) != before:
             raise InvalidAdapter("it changed while it was read: wait until it is written")
         found.append(before)
