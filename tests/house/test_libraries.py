@@ -62,7 +62,6 @@ UNIMPORTED = {
     "uvloop": "uvicorn takes it",
     "gguf": "diffusers",
     "accelerate": "diffusers",
-    "peft": "diffusers",
 }
 
 
