@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gateway.causes import Death
 from gateway.jobs.job import Job, Outcome
 from shared.messages import Message
 from shared.wire import Buffer, Stamp
+
+if TYPE_CHECKING:
+    from gateway.ballots import Ballot
 
 # Every event that is counted: a series of each is there from the start.
 Event = Literal[
@@ -25,6 +28,7 @@ Event = Literal[
     "wire_error",
     "work_lost",
     "worker_asked",
+    "worker_in_step",
     "worker_joined",
     "worker_killed",
     "worker_lost",
@@ -79,4 +83,11 @@ class Note:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-Action = Send | Finish | Show | Kill | Note
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """Every vote that will come has come."""
+
+    ballot: Ballot
+
+
+Action = Send | Finish | Show | Kill | Note | Voted

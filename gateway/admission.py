@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.door import Door
-from gateway.jobs.job import Job
+from gateway.jobs.job import Job, JobState
 from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.prospects import why
@@ -37,13 +37,27 @@ def admit(job: Job, ledger: Ledger, workers: Mapping[str, Worker], door: Door, l
 
 def wait_seconds(model: str, ledger: Ledger, workers: Mapping[str, Worker], now: float) -> float:
     """When a device would be free for what came now, behind all others: what waits and what is left of what runs."""
+    return _shared(ledger.backlog.seconds(model), model, workers, now)
+
+
+def eta_seconds(job: Job, ledger: Ledger, workers: Mapping[str, Worker], now: float) -> float:
+    """When the picture of this job, which is not over, may be there: what is before it, and its own making."""
+    if job.state is not JobState.QUEUED:
+        return _left(job, now)
+    _, seconds = ledger.backlog.ahead_of(job)
+    return _shared(seconds, job.model, workers, now) + job.cost_seconds
+
+
+def _shared(waiting_seconds: float, model: str, workers: Mapping[str, Worker], now: float) -> float:
+    """How long all devices that hold the model are busy with what they have in hand and so much that waits."""
     holders = [worker for worker in workers.values() if worker.card(model)]
-    in_hand = 0.0
-    for worker in holders:
-        for job in worker.jobs.values():
-            spent = now - job.began if job.started else 0.0
-            in_hand += max(0.0, job.cost_seconds - spent)
-    return (ledger.backlog.seconds(model) + in_hand) / max(1, len(holders))
+    in_hand = sum(_left(job, now) for worker in holders for job in worker.jobs.values())
+    return (waiting_seconds + in_hand) / max(1, len(holders))
+
+
+def _left(job: Job, now: float) -> float:
+    """How long a job in hand will keep its device yet."""
+    return max(0.0, job.cost_seconds - (now - job.began if job.started else 0.0))
 
 
 def _full(message: str, wait: float) -> QueueFull:

@@ -8,7 +8,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -17,9 +19,24 @@ from starlette.types import ASGIApp
 
 from gateway import traces
 from gateway.actions import Note
-from gateway.api import access, admin, docs, errors, files, health, images, models, page, schema, sdapi, sdapi_lists
+from gateway.api import (
+    access,
+    admin,
+    docs,
+    errors,
+    files,
+    health,
+    images,
+    jobs,
+    loras,
+    models,
+    page,
+    schema,
+    sdapi,
+    sdapi_lists,
+)
 from gateway.api.sdapi_desk import Desk
-from gateway.api.state import State
+from gateway.api.state import FindLora, State
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.front import Front
@@ -33,14 +50,20 @@ from gateway.keys import KeyFile
 from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
+from gateway.loras.broadcast import Broadcast, Patience
+from gateway.loras.places import open_below
+from gateway.loras.shelf import Shelf
 from gateway.metrics import Metrics
 from gateway.quota import Quota
 from gateway.rates import Rates
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.store.database import Database
+from gateway.store.epochs import Epochs, Nickname
 from gateway.traces import Traces
 from shared import logs
+from shared.errors import ReplicastError, UnknownAdapter
 
 _LAG_SECONDS = 0.25
 _SWEEP_SECONDS = 30.0
@@ -83,6 +106,7 @@ def create(
         policy=_policy(settings),
         term=term,
         socket_folder=home.socket_folder(),
+        shelf=home.folder / "loras" / "shelf",
         launcher=launcher or (lambda endpoint: Local(endpoint, settings.log_level, settings.log_format)),
         noted=noted,
         ended=ended,
@@ -92,6 +116,15 @@ def create(
         home.secret(),
         keep_seconds=settings.result_seconds,
         max_bytes=settings.results_max_bytes,
+    )
+    database = Database(home.folder)
+    database.prepare()
+    broadcast = Broadcast(serving, Epochs(database), Patience())
+    shelf = Shelf(
+        home.folder / "loras" / "shelf",
+        max_file_bytes=settings.lora_max_bytes,
+        max_bytes=settings.lora_shelf_bytes,
+        pinned=broadcast.in_use,
     )
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
     intake, connections = Intake(settings.max_bytes_in_flight), Connections(settings.max_connections)
@@ -117,6 +150,8 @@ def create(
         intake,
         connections,
         tracing,
+        loras=broadcast,
+        find_lora=_finder(shelf, settings.lora_root),
         auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
         quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
         created=int(time.time()),
@@ -132,8 +167,11 @@ def create(
             sweep = asyncio.create_task(_sweep(results))
             stack.callback(sweep.cancel)
             stack.push_async_callback(tracing.close)
+            stack.push_async_callback(database.close)
+            await broadcast.restore()
             serving.start()
             stack.push_async_callback(serving.stop)
+            stack.push_async_callback(broadcast.stop)
             yield
 
     app = FastAPI(
@@ -154,6 +192,9 @@ def create(
         images.router,
         files.router,
         models.router,
+        jobs.router,
+        loras.router,
+        loras.listing,
         health.router,
         health.figures,
         admin.router,
@@ -165,6 +206,20 @@ def create(
     app.state.sdapi = Desk()
     access.expect_roles(app)
     return Front(_guarded(app, settings), metrics, state.intake), state
+
+
+def _finder(shelf: Shelf, root: Path | None) -> FindLora:
+    """From what a client calls a LoRA to its copy on the shelf."""
+
+    async def find(text: str, param: str) -> Nickname:
+        if root is None:
+            raise UnknownAdapter("This server knows no folder of LoRAs: its setting lora_root names one.", param=param)
+        try:
+            return Nickname(await shelf.take_opened(partial(open_below, root, text)), text)
+        except ReplicastError as error:
+            raise type(error)(f"{text[:200]}: {error.message}", param=param) from error
+
+    return find
 
 
 def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

@@ -12,6 +12,7 @@ Death = Literal[
     "illegal_message",
     "launch_failed",
     "load_timeout",
+    "lora_failed",
     "no_hello",
     "requested",
     "silent",

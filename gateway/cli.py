@@ -56,6 +56,9 @@ def serve(
     model: Model = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file (TOML).")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for all that is kept.")] = None,
+    lora_root: Annotated[
+        Path | None, typer.Option(help="Folder of LoRA files that clients may name, by their place in it.")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Waiting images per model before 429.  [default: 1000]")] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="Time to finish running requests at shutdown.  [default: 30]")

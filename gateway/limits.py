@@ -16,6 +16,7 @@ class Limits:
     hello_seconds: float = 60.0
     stuck_seconds: float = 30.0
     retry_load_seconds: float = 300.0
+    prepare_seconds: float = 30.0
     max_attempts: int = 3
     max_queue: int = 1000
     max_queue_per_key: int = 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
+from typing import TYPE_CHECKING
+
+from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show, Voted
 from gateway.causes import Death
 from gateway.jobs.job import Job, Outcome
 from gateway.workers import Worker
 from shared.messages import Message, Reject
 from shared.wire import Buffer, Stamp
+
+if TYPE_CHECKING:
+    from gateway.ballots import Ballot
 
 
 class Outbox:
@@ -43,6 +48,10 @@ class Outbox:
     def show(self, job: Job, preview: int, image: Buffer) -> None:
         """Show whoever waits for a job what it will be."""
         self._actions.append(Show(job, preview, image))
+
+    def voted(self, ballot: Ballot) -> None:
+        """Close a vote."""
+        self._actions.append(Voted(ballot))
 
     def note(self, event: Event, job: Job | None = None, since: float | None = None, **fields: object) -> None:
         """Leave a log line and a count; about this job, its present attempt, if one is given."""

@@ -9,29 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway import dispatch
-from gateway.actions import Action
+from gateway import turns
+from gateway.actions import Action, Event
 from gateway.admission import admit
+from gateway.ballots import Ballots
 from gateway.causes import Cause, Death
 from gateway.door import Door
-from gateway.jobs.job import Job, JobState, Result
+from gateway.jobs.job import Job
 from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.outbox import Outbox
-from gateway.prospects import hope, why
 from gateway.vigil import load_is_due, verdict
 from gateway.workers import State, Worker
 from shared import messages as m
-from shared.errors import Cancelled, Draining, Expired, NotReady, ReplicastError
+from shared.errors import Cancelled, Draining, Expired, ReplicastError
+from shared.loras import LoraState
 from shared.wire import Buffer, Packet
 
 
 class Pool:
     """The one owner of workers and waiting jobs. `term` numbers the starts of this gateway."""
 
-    def __init__(self, models: Iterable[m.WantedModel], limits: Limits, *, term: int) -> None:
+    def __init__(self, models: Iterable[m.WantedModel], limits: Limits, *, term: int, shelf: str = "") -> None:
         self.limits = limits
-        self.wanted = m.Wanted(version=1, models=tuple(models))
+        self.wanted = m.Wanted(version=1, models=tuple(models), shelf=shelf)
         self.workers: dict[str, Worker] = {}
         self.draining = False
         self._term = term
@@ -39,6 +40,7 @@ class Pool:
         self._door = Door()
         self._sessions = 0
         self._out = Outbox(term)
+        self._ballots = Ballots(self._out)
         self.ledger = Ledger((model.id for model in self.wanted.models), self._out)
 
     @property
@@ -108,12 +110,24 @@ class Pool:
 
     def want(self, models: Iterable[m.WantedModel], now: float) -> list[Action]:
         """The wanted state is now this, for every worker."""
-        self.wanted = m.Wanted(version=self.wanted.version + 1, models=tuple(models))
+        version = self.wanted.version + 1
+        self.wanted = self.wanted.model_copy(update={"version": version, "models": tuple(models)})
         self.ledger.keep(model.id for model in self.wanted.models)
+        turns.unpin(self.ledger, self.wanted)
         for worker in self.workers.values():
             worker.applying_ticks = 0
             self._out.send(worker, m.Want(wanted=self.wanted))
         return self._settle(now)
+
+    def propose(self, model: str, epoch: int, loras: LoraState, now: float) -> list[Action]:
+        """Ask the replicas of this model whether they could have this state; Voted tells what they said."""
+        self._ballots.open(model, epoch, loras, self.workers.values(), self.wanted.version)
+        return self._settle(now)
+
+    def decide(self, model: str, epoch: int, loras: LoraState, now: float) -> list[Action]:
+        """It is decided, and durable: from now on no job of this model starts with another LoRA state."""
+        update = {"epoch": epoch, "loras": loras}
+        return self.want((w.model_copy(update=update) if w.id == model else w for w in self.wanted.models), now)
 
     def tick(self, now: float, *, punctual: bool = True) -> list[Action]:
         """`ping_seconds` have passed. Not `punctual`: we ourselves were held up, and nobody is blamed for silence."""
@@ -121,6 +135,7 @@ class Pool:
             self._abandon(job, Expired("The request took longer than its timeout."))
         for name in self._door.overdue(self.limits.hello_seconds / self.limits.ping_seconds):
             self._out.kill(name, "no_hello")
+        self._ballots.tick(self.limits.prepare_seconds / self.limits.ping_seconds)
         for worker in list(self.workers.values()):
             reason = verdict(worker, self.wanted.version, punctual, self.limits, self.ledger.costs)
             if reason == "still":
@@ -152,7 +167,7 @@ class Pool:
             self._out.note("illegal_message", worker=worker.name, type=type(message).__name__)
             self._condemn(worker, "illegal_message")
         else:
-            worker.seq, worker.heard, worker.missed = stamp.seq, True, 0
+            worker.seq, worker.heard, worker.missed, worker.heard_at = stamp.seq, True, 0, now
             self._heard(worker, message, packet.attachments, now)
         return self._settle(now)
 
@@ -205,6 +220,9 @@ class Pool:
         match message:
             case m.Ack():
                 self._acknowledged(worker, message)
+            case m.Prepared():
+                if not self._ballots.hear(worker, message):
+                    self._condemn(worker, "digest_mismatch")
             case m.Pong():
                 worker.counted(message, now)
             case m.Progress():
@@ -223,15 +241,12 @@ class Pool:
                 self._lose(worker, "left", f"bye: {message.reason}"[:100])
 
     def _acknowledged(self, worker: Worker, ack: m.Ack) -> None:
-        worker.version = ack.version
-        worker.outcomes = {outcome.model: outcome for outcome in ack.outcomes}
-        digests = {model.id: model.digest for model in self.wanted.models}
-        wrong = any(o.card and o.digest != digests.get(o.model) for o in ack.outcomes)
-        if ack.version == self.wanted.version and wrong:
-            self._condemn(worker, "digest_mismatch")
-        elif ack.version == self.wanted.version and worker.state is State.LOADING:
-            worker.move(State.READY)
-            self._out.note("worker_ready", worker=worker.name, models=sum(1 for o in ack.outcomes if o.card))
+        loading = worker.state is State.LOADING
+        if wrong := worker.acknowledge(ack, self.wanted):
+            self._condemn(worker, wrong)
+        elif worker.version == self.wanted.version:
+            event: Event = "worker_ready" if loading and worker.state is State.READY else "worker_in_step"
+            self._out.note(event, worker=worker.name, models=sum(1 for o in ack.outcomes if o.card))
 
     def _running(self, worker: Worker, message: m.Progress | m.Done | m.Failed) -> Job | None:
         """The job this worker speaks of, if it is its current attempt; results of any other are stale."""
@@ -260,9 +275,7 @@ class Pool:
         if job.over:
             self.ledger.waste(job, "cancelled")
             return
-        queue_ms = (job.dispatched - job.accepted) * 1000
-        result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms, done.tokens)
-        self.ledger.finish(job, result)
+        self.ledger.finish(job, job.result(worker.name, images, done))
 
     def _failed(self, worker: Worker, job: Job, failed: m.Failed) -> None:
         del worker.jobs[job.id]
@@ -270,11 +283,14 @@ class Pool:
             self.ledger.waste(job, "cancelled")
             return
         if failed.problem.code == "behind":
-            # Its own word that it is not in step: it gets the whole state again, the job costs no crash.
-            worker.version = -1
-            self._out.send(worker, m.Want(wanted=self.wanted))
+            # It costs the job nothing. That of an older state was overtaken by the new one; else it is the worker's own
+            # word that it is not in step, and it gets the whole state again.
+            if any((job.model, job.epoch, job.digest) == (w.id, w.epoch, w.digest) for w in self.wanted.models):
+                worker.version = -1
+                self._out.send(worker, m.Want(wanted=self.wanted))
             self.ledger.requeue(job, "behind")
-        elif failed.problem.code == "cancelled" and worker.asked:
+        elif failed.problem.code == "cancelled":
+            # Somebody waits for it, so it was we who called it off, for showing no step: by now it may have made one.
             self.ledger.again(job, "stuck", self.limits, blamed=True)
         elif job.batch:
             # One bad member fails a call for all: each is run again by itself, and then it is known which.
@@ -303,6 +319,7 @@ class Pool:
         worker.move(State.GONE)
         self._peers.pop(worker.peer, None)
         self.workers.pop(worker.name, None)
+        self._ballots.lose(worker)
         running = worker.running()
         jobs = [job for job in worker.jobs.values() if not job.over]
         for job in worker.jobs.values():
@@ -325,24 +342,7 @@ class Pool:
 
     def _settle(self, now: float) -> list[Action]:
         """Hand out what can be handed out, and return everything that has been decided."""
-        workers, version, backlog = self.workers.values(), self.wanted.version, self.ledger.backlog
-        models = {model.id: model for model in self.wanted.models}
-        while pair := dispatch.hand_out(backlog, workers, version, self.limits, self.ledger.costs):
-            jobs, worker = pair
-            for job in jobs:
-                backlog.start(job)
-                job.batch, job.batch_size = jobs[0].id if len(jobs) > 1 else "", len(jobs)
-                self.ledger.start(job, worker, models[job.model], now)
-        while move := dispatch.take_back(workers, version, self.limits):
-            job, holder, idle = move
-            del holder.jobs[job.id]
-            self._out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))
-            self._out.note("job_taken_back", job, worker=holder.name)
-            job.move(JobState.QUEUED)
-            self.ledger.start(job, idle, models[job.model], now)
-        for model, queue in backlog:
-            if queue and not hope(model, self.workers, self._door, version):
-                lost = f"No replica of {model!r} is left: {why(model, self.workers, self._door)}."
-                for job in list(queue):
-                    self._abandon(job, NotReady(lost, retry_after_seconds=30))
+        self._ballots.count()
+        turns.hand_out(self.ledger, self.workers.values(), self.wanted, self.limits, self._out, now)
+        turns.dash_hopes(self.ledger, self.workers, self._door, self.wanted.version)
         return self._out.take()

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway import hub, keeper
-from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show
+from gateway.actions import Action, Event, Finish, Kill, Note, Send, Show, Voted
+from gateway.ballots import Ballot
 from gateway.hub import Hub
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.keeper import RestartPolicy, Standing
@@ -21,6 +22,7 @@ from gateway.slots import further
 from gateway.supervisor import Supervisor
 from shared import logs
 from shared.errors import ReplicastError
+from shared.loras import LoraState
 from shared.messages import WantedModel
 from shared.wire import Buffer
 
@@ -34,6 +36,9 @@ _LEVELS: dict[Event, int] = {
     "job_requeued": logging.WARNING,
     "worker_rejected": logging.WARNING,
 }
+
+# After these a replica may be where it was not before.
+_STIRS = frozenset[Event]({"worker_in_step", "worker_lost", "worker_ready"})
 
 log = logs.get("pool")
 
@@ -57,11 +62,12 @@ class Serving:
         policy: RestartPolicy,
         term: int,
         socket_folder: Path,
+        shelf: Path,
         launcher: Callable[[str], Launcher],
         noted: Callable[[Note, float], None],
         ended: Callable[[Job, Outcome, float], None],
     ) -> None:
-        self.pool = Pool(models, limits, term=term)
+        self.pool = Pool(models, limits, term=term, shelf=str(shelf))
         self.hub = Hub(socket_folder)
         self._noted, self._ended = noted, ended
         self._possible = possible
@@ -69,10 +75,12 @@ class Serving:
         self._shown: dict[str, Shown] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._killed_at_work: set[str] = set()
+        self._votes: dict[str, asyncio.Future[Ballot]] = {}
+        self._stirred: asyncio.Future[None] | None = None
         ears = keeper.Ears(
             expect=lambda name, token: self._do(self.pool.expect(name, token, time.monotonic())),
             exited=self._exited,
-            given_up=lambda name, reason: self._do(self.pool.given_up(name, reason, time.monotonic())),
+            given_up=self._given_up,
             dismissed=lambda name: self._do(self.pool.dismissed(name, time.monotonic())),
         )
         self.supervisor = Supervisor(launcher(self.hub.endpoint), slots, policy, ears)
@@ -143,6 +151,23 @@ class Serving:
         for name in present[replicas:]:
             self.want_worker(name, Standing.STOPPED, grace_seconds)
 
+    async def vote(self, model: str, epoch: int, loras: LoraState) -> Ballot:
+        """What the replicas of this model say to this state: every vote that will come, in bounded time."""
+        future: asyncio.Future[Ballot] = asyncio.get_running_loop().create_future()
+        self._votes[model] = future
+        self._do(self.pool.propose(model, epoch, loras, time.monotonic()))
+        return await future
+
+    def decide(self, model: str, epoch: int, loras: LoraState) -> None:
+        """From now on this is the model's LoRA state; that it is durable is the caller's affair."""
+        self._do(self.pool.decide(model, epoch, loras, time.monotonic()))
+
+    async def stirred(self) -> None:
+        """Return when a worker has come into step, or one has gone or been given up."""
+        if self._stirred is None:
+            self._stirred = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._stirred)
+
     def drain(self) -> None:
         """Take no new jobs."""
         self._do(self.pool.drain(time.monotonic()))
@@ -190,6 +215,15 @@ class Serving:
             now = time.monotonic()
             self._do(self.pool.tick(now, punctual=now - asleep < seconds * (1 + _LATE)))
 
+    def _stir(self) -> None:
+        if self._stirred is not None:
+            self._stirred.set_result(None)
+            self._stirred = None
+
+    def _given_up(self, name: str, reason: str) -> None:
+        self._do(self.pool.given_up(name, reason, time.monotonic()))
+        self._stir()
+
     def _exited(self, name: str, reason: str) -> bool:
         worker = self.pool.workers.get(name)
         # One that was condemned is not in the pool any more: whether it had work was known then.
@@ -221,7 +255,13 @@ class Serving:
                     if action.at_work:
                         self._killed_at_work.add(action.worker)
                     self.supervisor.kill(action.worker, action.reason)
+                case Voted():
+                    vote = self._votes.pop(action.ballot.model, None)
+                    if vote is not None and not vote.done():
+                        vote.set_result(action.ballot)
                 case Note():
+                    if action.event in _STIRS:
+                        self._stir()
                     now = time.monotonic()
                     self._noted(action, now)
                     lasted = {} if action.since is None else {"seconds": round(now - action.since, 3)}

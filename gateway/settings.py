@@ -130,6 +130,14 @@ class Settings(BaseSettings):
     results_max_bytes: int = Field(2 << 30, ge=1 << 20, le=1 << 50, description="most bytes of pictures kept so")
     fetch_urls: bool = Field(False, description="fetch images that a request names by an https:// URL")
     fetch_hosts: Words = Field((), description="hosts to fetch from, .domain for all below it; none: any public one")
+    lora_root: Path | None = Field(None, description="folder of LoRA files that clients may name, by their place in it")
+    lora_max_bytes: int = Field(4 << 30, ge=1024, le=1 << 40, description="one LoRA file, in bytes")
+    lora_shelf_bytes: int = Field(
+        50 << 30, ge=1 << 20, le=1 << 50, description="copies of LoRA files for the workers, all together, in bytes"
+    )
+    lora_s3: Words = Field((), description="places of S3 whose LoRA files clients may name, as bucket or bucket/prefix")
+    s3_endpoint: Annotated[str, AfterValidator(_url)] | None = Field(None, description="the S3 server to ask")
+    hub: Words = Field((), description="whose files of the hub may be named: owner, owner/name, or * for anybody's")
     request_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="longest a request may take, waiting included"
     )

@@ -5,9 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gateway.causes import Death
 from gateway.jobs.job import Job
 from shared.cards import ModelCard
-from shared.messages import Ack, Bye, Device, Done, Drain, Failed, Hello, Message, Outcome, Pong, Progress
+from shared.errors import LoraFailed
+from shared.messages import (
+    Ack,
+    Bye,
+    Device,
+    Done,
+    Drain,
+    Failed,
+    Hello,
+    Message,
+    Outcome,
+    Pong,
+    Prepared,
+    Progress,
+    Wanted,
+)
 
 
 class State(StrEnum):
@@ -26,8 +42,10 @@ MOVES: dict[State, frozenset[State]] = {
     State.GONE: frozenset(),
 }
 
+_MOST_RECENT = 32
+
 # What a worker may say once it has been welcomed. Anything else ends its session.
-SAYS: frozenset[type[Message]] = frozenset({Ack, Pong, Progress, Done, Failed, Drain, Bye})
+SAYS: frozenset[type[Message]] = frozenset({Ack, Prepared, Pong, Progress, Done, Failed, Drain, Bye})
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +66,7 @@ class Worker:
     missed: int = 0
     pings: int = 0
     heard: bool = True
+    heard_at: float = 0.0
     applying_ticks: int = 0
     still_ticks: int = 0
     asked: bool = False
@@ -58,6 +77,8 @@ class Worker:
     memory_bytes: int = 0
     served: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
+    # The LoRAs that requests brought along, by hash, the last one last: what it is likely to have at hand.
+    recent: dict[str, None] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @classmethod
@@ -90,6 +111,22 @@ class Worker:
             raise RuntimeError(f"worker {self.name}: {self.state} -> {state} is no move")
         self.state = state
 
+    def acknowledge(self, ack: Ack, wanted: Wanted) -> Death | None:
+        """Take down what it has applied; with all of that it is ready. Why it has to go, if its state is not ours."""
+        self.version = ack.version
+        self.outcomes = {outcome.model: outcome for outcome in ack.outcomes}
+        if ack.version != wanted.version:
+            return None
+        digests = {model.id: model.digest for model in wanted.models}
+        if any(outcome.card and outcome.digest != digests.get(outcome.model) for outcome in ack.outcomes):
+            return "digest_mismatch"
+        if any(outcome.problem and outcome.problem.code == LoraFailed.code for outcome in ack.outcomes):
+            # Its weights are in doubt, and it could not mend them: a new process begins with the files.
+            return "lora_failed"
+        if self.state is State.LOADING:
+            self.move(State.READY)
+        return None
+
     def may_say(self, message: Message) -> bool:
         """Whether a worker may say this at all."""
         return type(message) in SAYS
@@ -105,6 +142,19 @@ class Worker:
         if not self.jobs:
             return 0.0
         return max(0.0, now - max(self.stepped, min(job.dispatched for job in self.jobs.values())))
+
+    def take(self, job: Job) -> None:
+        """Have this job in hand."""
+        self.jobs[job.id] = job
+        for adapter in job.loras or ():
+            self.recent.pop(adapter.sha256, None)
+            self.recent[adapter.sha256] = None
+        while len(self.recent) > _MOST_RECENT:
+            del self.recent[next(iter(self.recent))]
+
+    def lacks(self, job: Job) -> int:
+        """How many of the LoRAs that this job brings along it would have to fetch first."""
+        return sum(adapter.sha256 not in self.recent for adapter in job.loras or ())
 
     def running(self) -> list[Job]:
         """What its device has begun; one that could not say so yet has begun what it was handed first."""

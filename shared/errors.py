@@ -16,8 +16,10 @@ ReplicastError
 ├── Misdirected               misdirected_request     the Host header names another server
 ├── UnknownModel              model_not_found         no model of this name is configured
 ├── UnknownWorker             worker_not_found        no worker of this name
+├── UnknownJob                job_not_found           no job of this id that is not over
 ├── UnknownAdapter            lora_not_found          no LoRA of this name, or at this place
 ├── LoraRefused               lora_refused            a replica cannot take the new LoRA state: none has taken it
+├── AdapterInUse              lora_in_use             a LoRA cannot be deleted while it is active
 ├── StateChanged              state_changed           another LoRA state than the one that was asked for
 ├── RouteNotFound             not_found               no such path
 ├── MethodNotAllowed          method_not_allowed      the path exists, the method does not
@@ -27,7 +29,8 @@ ReplicastError
 ├── QueueFull                 queue_full              the model's queue is at its limit
 ├── RateLimited               rate_limit_exceeded     the key, or the address, asks too much
 ├── NotReady                  not_ready               no replica in step holds the model
-│   └── Draining              draining                the server is going down
+│   ├── Draining              draining                the server is going down
+│   └── SourceUnavailable     source_unavailable      where a file is kept does not answer, or not as it should
 ├── Expired                   expired                 the deadline passed first
 ├── Gone                      result_expired          what this address led to has expired
 ├── StorageFull               storage_full            there is no room where results are kept
@@ -127,12 +130,20 @@ class UnknownWorker(ReplicastError):
     code = "worker_not_found"
 
 
+class UnknownJob(ReplicastError):
+    code = "job_not_found"
+
+
 class UnknownAdapter(ReplicastError):
     code = "lora_not_found"
 
 
 class LoraRefused(ReplicastError):
     code = "lora_refused"
+
+
+class AdapterInUse(ReplicastError):
+    code = "lora_in_use"
 
 
 class StateChanged(ReplicastError):
@@ -173,6 +184,10 @@ class NotReady(ReplicastError):
 
 class Draining(NotReady):
     code = "draining"
+
+
+class SourceUnavailable(NotReady):
+    code = "source_unavailable"
 
 
 class Expired(ReplicastError):

@@ -54,10 +54,15 @@ async def chunks(request: Request, most_bytes: int) -> AsyncGenerator[bytes, Non
         raise Cancelled("The client went away.") from error
 
 
-async def parse(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object. JSON is JSON whatever its label, as `curl -d` sends it, unless a browser sent it."""
+async def parse(request: Request, most_bytes: int, *, empty: bool = False) -> dict[str, Any]:
+    """The body as a JSON object. JSON is JSON whatever its label, as `curl -d` sends it, unless a browser sent it.
+
+    No body at all is an empty object where it may be `empty`.
+    """
     expect_json(request)
     content = b"".join([piece async for piece in chunks(request, most_bytes)])
+    if empty and not content:
+        return {}
     if sum(map(content.count, _BEGINNINGS)) > _MOST_VALUES:
         raise BadJson("The request body has too many values.")
     try:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.intake import Connections, Intake
+from gateway.loras.broadcast import Broadcast
 from gateway.metrics import Metrics
 from gateway.quota import Quota
 from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.store.epochs import Nickname
 from gateway.traces import Traces
 from shared.cards import ModelCard
 from shared.errors import NotReady, UnknownModel
 from shared.messages import WantedModel
+
+# From what a client calls a LoRA, and the field it said that in, to its file, which stays where it is.
+FindLora = Callable[[str, str], Awaitable[Nickname]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class State:
     intake: Intake
     connections: Connections
     traces: Traces
+    loras: Broadcast
+    find_lora: FindLora
     auth: Auth
     quota: Quota
     created: int

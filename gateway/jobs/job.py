@@ -10,6 +10,7 @@ from gateway.costs import Work
 from shared.cards import Task
 from shared.errors import ReplicastError
 from shared.formats import ImageHeader, image_header
+from shared.loras import NO_LORAS, Adapter, LoraState
 from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
 
@@ -44,6 +45,8 @@ class Result:
     attempts: int
     queue_ms: float = 0.0
     tokens: Tokens = Tokens()  # noqa: RUF009
+    epoch: int = 0
+    loras: LoraState = NO_LORAS
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +79,14 @@ class Job:
     alone: bool = False
     batch: str = ""
     batch_size: int = 1
+    # In place of its model's own LoRAs, if any are given, even none.
+    loras: tuple[Adapter, ...] | None = None
+    # The one LoRA epoch of its model that it may be made with, if it is particular; what its present attempt is made
+    # with follows.
+    pin: int | None = None
+    made_with: LoraState = NO_LORAS
+    epoch: int = 0
+    digest: str = ""
     cost_seconds: float = 0.0
     due: float = 0.0
     state: JobState = JobState.QUEUED
@@ -92,6 +103,8 @@ class Job:
 
     def run(self, model: WantedModel) -> Run:
         """The message that hands out the present attempt, to be made with this state of its model."""
+        self.epoch, self.digest = model.epoch, model.digest
+        self.made_with = model.loras if self.loras is None else LoraState(adapters=self.loras)
         return Run(
             job=self.id,
             attempt=self.attempt,
@@ -99,13 +112,20 @@ class Job:
             task=self.task,
             seeds=self.seeds,
             parameters=self.parameters,
-            epoch=model.epoch,
-            digest=model.digest,
+            epoch=self.epoch,
+            digest=self.digest,
             request_id=self.request_id,
             previews=self.previews,
             batch=self.batch,
             batch_size=self.batch_size,
+            loras=self.loras,
         )
+
+    def result(self, worker: str, images: tuple[Buffer, ...], done: Done) -> Result:
+        """What the present attempt has brought."""
+        queue_ms = (self.dispatched - self.accepted) * 1000
+        facts, timings = done.images, done.timings
+        return Result(images, facts, timings, worker, self.attempt, queue_ms, done.tokens, self.epoch, self.made_with)
 
     def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
         """Whether a result is what was asked for, by count and by what its pictures say of themselves, undecoded."""
@@ -157,7 +177,8 @@ class Job:
         """Jobs of one signature can be made in one call: all that a pipeline takes once for all its pictures."""
         asked = self.parameters
         guided = bool(asked.negative_prompt)
-        return self.model, asked.width, asked.height, asked.steps, asked.guidance, guided, asked.transparent
+        size = asked.width, asked.height
+        return self.model, *size, asked.steps, asked.guidance, guided, asked.transparent, self.loras, self.pin
 
     @property
     def over(self) -> bool:

@@ -44,6 +44,13 @@ ROUTES = {
     "/v1/admin/scale": {"POST": 400},
     "/v1/images/variations": {"POST": 400},
     "/v1/images/files/nonsense.png": {"GET": 404},
+    "/v1/set_lora": {"POST": 400},
+    "/v1/merge_lora_weights": {"POST": 200},
+    "/v1/unmerge_lora_weights": {"POST": 200},
+    "/v1/unload_lora": {"POST": 400},
+    "/v1/list_loras": {"GET": 200},
+    "/v1/jobs": {"GET": 200},
+    "/v1/jobs/nonsense": {"GET": 404},
 }
 # Ids that clients write in several ways.
 SPELLINGS = ["org/second", "org%2Fsecond", "org%2fsecond"]
@@ -72,7 +79,10 @@ async def test_every_route_answers_every_method_as_written_here(gateway: Gateway
 async def test_no_route_is_missing_above(gateway: Gateway) -> None:
     schema = (await gateway.http.get("/openapi.json")).json()
     described = {
-        (path.replace("{model}", "first").replace("{name}", "nonsense.png"), method.upper())
+        (
+            path.replace("{model}", "first").replace("{name}", "nonsense.png").replace("{job}", "nonsense"),
+            method.upper(),
+        )
         for path, item in schema["paths"].items()
         for method in item
     }

@@ -29,14 +29,14 @@ class Mutant:
 
 def _mutants() -> tuple[Mutant, ...]:
     pool, ledger, backlog, dispatch = "gateway.pool", "gateway.ledger", "gateway.backlog", "gateway.dispatch"
-    vigil, workers, job = "gateway.vigil", "gateway.workers", "gateway.jobs.job"
+    vigil, workers, job, turns = "gateway.vigil", "gateway.workers", "gateway.jobs.job", "gateway.turns"
     return (
         # Who is heard
         Mutant("results_of_any_attempt", pool, "job is None or job.attempt != message.attempt", "job is None"),
         Mutant("any_session", pool, "worker is None or stamp.session != worker.session", "worker is None"),
         Mutant("replays", pool, "elif stamp.seq <= worker.seq:", "elif stamp.seq < 0:"),
         Mutant("say_anything", pool, "elif not worker.may_say(message):", "elif False:"),
-        Mutant("any_digest", pool, "if ack.version == self.wanted.version and wrong:", "if False:"),
+        Mutant("any_digest", workers, "if any(outcome.card and outcome.digest", "if any(False and outcome.digest"),
         Mutant("any_picture", pool, "if not job.accepts(done, images):", "if False:"),
         Mutant("any_preview", pool, "if not job.shows(progress, images):", "if False:"),
         Mutant(
@@ -48,9 +48,9 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant("dead_may_return", pool, "        self._door.close(name)\n", ""),
         Mutant(
             "ready_for_an_old_state",
-            pool,
-            "elif ack.version == self.wanted.version and worker.state",
-            "elif worker.state",
+            workers,
+            "        if ack.version != wanted.version:\n            return None\n",
+            "",
         ),
         Mutant("silence_is_forgotten", pool, "max(worker.missed, self.limits.suspect_after), False", "0, True"),
         # What becomes of jobs
@@ -67,8 +67,14 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant("one_death_more", ledger, "job.crashes >= limits.max_attempts", "job.crashes > limits.max_attempts"),
         Mutant("no_deadline", pool, "if job.deadline <= now]", "if False]"),
         Mutant("drain_takes_more", pool, "if self.draining:", "if False:"),
-        Mutant("behind_is_in_step", pool, "            worker.version = -1\n", ""),
-        Mutant("asked_in_vain", pool, 'elif failed.problem.code == "cancelled" and worker.asked:', "elif False:"),
+        Mutant("behind_is_in_step", pool, "                worker.version = -1\n", ""),
+        Mutant("asked_in_vain", pool, 'elif failed.problem.code == "cancelled":', "elif False:"),
+        Mutant(
+            "called_off_unless_it_moves",
+            pool,
+            'elif failed.problem.code == "cancelled":',
+            'elif failed.problem.code == "cancelled" and worker.asked:',
+        ),
         Mutant(
             "no_hand_out_after_news",
             pool,
@@ -77,14 +83,14 @@ def _mutants() -> tuple[Mutant, ...]:
         ),
         Mutant(
             "nobody_is_taken_back_from",
-            pool,
-            "while move := dispatch.take_back(workers, version, self.limits):",
+            turns,
+            "while move := dispatch.take_back(workers, wanted.version, limits):",
             "while move := None:",
         ),
         Mutant(
             "taken_back_in_silence",
-            pool,
-            "            self._out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))\n",
+            turns,
+            "    out.send(holder, m.Cancel(job=job.id, attempt=job.attempt))\n",
             "",
         ),
         Mutant(
@@ -93,7 +99,7 @@ def _mutants() -> tuple[Mutant, ...]:
             "if held.job not in kept or kept[held.job].over:",
             "if kept[held.job].over if held.job in kept else False:",
         ),
-        Mutant("no_hope_no_answer", pool, "if queue and not hope(", "if False and not hope("),
+        Mutant("no_hope_no_answer", turns, "if queue and not hope(", "if False and not hope("),
         Mutant(
             "abandon_forgets_one",
             pool,

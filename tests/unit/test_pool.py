@@ -531,6 +531,25 @@ def test_a_worker_that_can_be_called_off_lives_and_its_job_goes_elsewhere() -> N
     assert not world.killed
 
 
+def test_a_worker_that_moves_again_before_it_is_called_off_costs_no_client_the_picture() -> None:
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+    a = world.ready("a")
+    world.submit()
+    world.done(a, a.runs()[0])
+    job = world.submit()
+    run = a.runs()[1]
+    world.start(a, run)
+    world.tick(7, hearing=(a,))
+    assert a.took(m.Cancel), "it is asked"
+    # It stood still as a whole, and now says all at once: a step was made, and then the cancel was read.
+    world.say(a, m.Pong(count=1, steps=9, memory_bytes=0))
+    world.tick(1)
+    world.say(a, m.Failed(job=run.job, attempt=run.attempt, problem=m.Problem(code="cancelled", message="")))
+    assert job.id not in world.outcomes, "it was not the client who called it off"
+    world.done(a, a.runs()[-1])
+    assert world.result(job)
+
+
 def test_a_job_that_hangs_everywhere_is_poison() -> None:
     world = World(limits=Limits(ping_seconds=1, stuck_seconds=5, max_attempts=2))
     a = world.ready("a")

@@ -154,15 +154,19 @@ class Witness(World):
             self.told.add((puppet.incarnation, message.job, message.attempt))
         if session is not None and session.id == puppet.session:
             session.listen(message, self.version)
-            if isinstance(message, m.Progress | m.Done | m.Failed) and session.hand_of(message, attachments):
+            if isinstance(message, m.Progress | m.Done | m.Failed) and (hand := session.hand_of(message, attachments)):
                 self._said = message
                 if isinstance(message, m.Failed) and message.job not in self.outcomes:
-                    if message.problem.code == "behind":
+                    if message.problem.code == "behind" and self.is_of_now(hand.run):
                         session.acked = -1
-                    elif message.problem.code == "cancelled" and session.asked >= 0:
+                    elif message.problem.code == "cancelled":
                         self.deaths[message.job] += 1
         super().say(puppet, message, attachments)
         self._said = None
+
+    def is_of_now(self, run: m.Run) -> bool:
+        """Whether a run is for the state that is wanted now, and was not overtaken by a newer one."""
+        return (run.model, run.epoch, run.digest) in [(w.id, w.epoch, w.digest) for w in self.pool.wanted.models]
 
     def die(self, puppet: Puppet) -> None:
         self.tokens[puppet.name] = None

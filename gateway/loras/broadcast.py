@@ -1,0 +1,265 @@
+"""The LoRA state of every model: changed one decision at a time, each asked, written down, and then followed by all.
+
+Every replica is asked first, and one that cannot calls it off: then nothing has moved anywhere. The decision is one
+durable row. What comes after cannot fail as a whole: replicas are brought to the new state for as long as it takes, one
+that cannot follow is taken out of service, and if nobody follows in time, what was before is decided anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from gateway.ballots import Ballot
+from gateway.loras.commands import Held
+from gateway.loras.rows import Row, converged, rows
+from gateway.serving import Serving
+from gateway.store.epochs import Epoch, Epochs
+from shared import errors, logs
+from shared.loras import NO_LORAS
+from shared.messages import Match, WantedModel
+
+Wait = Literal["all", "first", "none"]
+Status = Literal["applied", "pending", "unchanged", "reverted", "aborted"]
+
+_MOST_WAITING = 16
+
+T = TypeVar("T")
+
+log = logs.get("loras")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long, in seconds, an answer waits for replicas to follow, and a decision stands that nobody follows."""
+
+    answer_seconds: float = 30.0
+    revert_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What became of the last command for a model: its epoch, and why nothing did."""
+
+    epoch: int
+    status: Status
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The answer to a command: what holds now, and how far each replica is."""
+
+    status: Status
+    model: str
+    epoch: int
+    held: Held
+    rows: tuple[Row, ...]
+
+
+class Broadcast:
+    """Owned by the server's loop. `restore` comes before the workers, `stop` after the last command."""
+
+    def __init__(self, serving: Serving, epochs: Epochs, patience: Patience) -> None:
+        self._serving, self._epochs, self._patience = serving, epochs, patience
+        self._held = {model.id: Held() for model in serving.pool.wanted.models}
+        self._locks = {model: asyncio.Lock() for model in self._held}
+        self._waiting: Counter[str] = Counter()
+        self._last: dict[str, Command] = {}
+        self._pending: dict[str, int] = {}
+        self._matches: dict[str, dict[str, Match]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def restore(self) -> None:
+        """Want again what was decided before this process: workers are told with their welcome."""
+        for model in self._serving.pool.wanted.models:
+            last = await self._epochs.last(model.id)
+            if last is None:
+                continue
+            if last.source != model.source:
+                # Another model by the same name: what was decided for the former may not even fit this one.
+                log.warning("lora_state_dropped", model=model.id, was=last.source, source=model.source)
+                number = await self._epochs.highest(model.id) + 1
+                last = Epoch(model.id, number, model.source, NO_LORAS, by="restart", at=time.time())
+                await self._epochs.commit(last)
+            self._held[model.id] = Held(last.state, last.names)
+            self._serving.decide(model.id, last.epoch, last.state)
+
+    async def stop(self) -> None:
+        """End what still waits for replicas; what was decided stays decided."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def held(self, model: str) -> Held:
+        """What is decided for a model. Raises UnknownModel."""
+        if model not in self._held:
+            raise errors.UnknownModel(f"The model {model!r} does not exist.", param="model")
+        return self._held[model]
+
+    def epoch(self, model: str) -> int:
+        """The number of what is decided for a model; 0 before the first decision."""
+        return self._wanted(model).epoch
+
+    def digest(self, model: str) -> str:
+        """The digest of the model in its state, which each replica has to tell as its own."""
+        return self._wanted(model).digest
+
+    def pending(self, model: str) -> int | None:
+        """The number of what replicas are being asked about, if they are."""
+        return self._pending.get(model)
+
+    def last(self, model: str) -> Command | None:
+        """What became of the last command, since this process started."""
+        return self._last.get(model)
+
+    def matches(self, model: str) -> Mapping[str, Match]:
+        """What each adapter does to the model, by its hash, as replicas said when they were last asked."""
+        return self._matches.get(model, {})
+
+    def rows(self, model: str) -> tuple[Row, ...]:
+        """How far each replica is."""
+        return rows(self._serving, self._wanted(model))
+
+    def in_use(self) -> set[str]:
+        """The files that a state, or a nickname, stands for: they have to stay where they are."""
+        named = {file.sha256 for held in self._held.values() for file in held.names.values()}
+        active = {each.sha256 for held in self._held.values() for each in held.state.adapters}
+        # Those that requests brought along.
+        asked = {each.sha256 for job in self._serving.pool.jobs.values() for each in job.loras or ()}
+        return named | active | asked
+
+    async def change(
+        self, model: str, command: Callable[[Held], Held], *, if_epoch: int | None, wait: Wait, by: str
+    ) -> Change:
+        """Carry out a command, whole or not at all, even if whoever asked does not wait for its end.
+
+        Raises StateChanged where the epoch is not `if_epoch`, NotReady where nobody can be asked, what the replicas
+        have against it (LoraRefused where they differ), and what `command` raises.
+        """
+        self.held(model)
+        if self._waiting[model] >= _MOST_WAITING:
+            raise errors.LoraRefused(f"{_MOST_WAITING} changes of {model!r} are waiting already.")
+        return await asyncio.shield(self._task(self._change(model, command, if_epoch, wait, by)))
+
+    async def _change(
+        self, model: str, command: Callable[[Held], Held], if_epoch: int | None, wait: Wait, by: str
+    ) -> Change:
+        self._waiting[model] += 1
+        try:
+            async with self._locks[model]:
+                changed = await self._carry_out(model, command, if_epoch, by)
+        finally:
+            self._waiting[model] -= 1
+        epoch, done = self.epoch(model), await self._followed(model, wait)
+        status: Status = ("applied" if changed else "unchanged") if done else "pending"
+        if self.epoch(model) == epoch:
+            self._last[model] = Command(epoch, status, {})
+        elif self._last[model].status == "reverted":
+            status = "reverted"
+        return Change(status, model, self.epoch(model), self._held[model], self.rows(model))
+
+    async def _carry_out(self, model: str, command: Callable[[Held], Held], if_epoch: int | None, by: str) -> bool:
+        """Ask, write down, and tell; whether there was anything to be done."""
+        former, wanted = self._held[model], self._wanted(model)
+        if if_epoch not in (None, wanted.epoch):
+            now = f"The LoRA state of {model!r} is of epoch {wanted.epoch} now, and not of {if_epoch}."
+            raise errors.StateChanged(now, param="if_epoch")
+        held = command(former)
+        if held == former:
+            return False
+        epoch = Epoch(model, await self._epochs.highest(model) + 1, wanted.source, held.state, held.names, by=by)
+        # Without any LoRA everybody can be; and where nobody can follow any more, that is the way out.
+        if held.state.digest != former.state.digest and held.state.adapters:
+            await self._ask(epoch)
+        await self._decide(epoch)
+        self._task(self._look_after(epoch, former))
+        return True
+
+    async def _ask(self, epoch: Epoch) -> None:
+        """Pass if the replicas can have this state. Raises what they have against it, and then nothing has moved."""
+        self._pending[epoch.model] = epoch.epoch
+        try:
+            ballot = await self._serving.vote(epoch.model, epoch.epoch, epoch.state)
+        finally:
+            del self._pending[epoch.model]
+        if ballot.agreed:
+            told = next(iter(ballot.votes.values())).matches
+            self._matches[epoch.model] = {match.sha256: match for match in told}
+            return
+        reasons = {worker: problem.message for worker, problem in ballot.refusals.items()}
+        said = "; ".join(f"{worker}: {reason}" for worker, reason in reasons.items()) or "no replica answered"
+        log.warning("lora_refused", model=epoch.model, epoch=epoch.epoch, reasons=said)
+        await self._epochs.abort(replace(epoch, reason=said, at=time.time()))
+        self._last[epoch.model] = Command(epoch.epoch, "aborted", reasons)
+        raise _objection(epoch.model, ballot)
+
+    async def _decide(self, epoch: Epoch) -> None:
+        """One row, and it holds; from here on no picture is begun with what was before."""
+        await self._epochs.commit(replace(epoch, at=time.time()))
+        self._held[epoch.model] = Held(epoch.state, epoch.names)
+        log.info("lora_decided", model=epoch.model, epoch=epoch.epoch, digest=epoch.state.digest, by=epoch.by)
+        self._serving.decide(epoch.model, epoch.epoch, epoch.state)
+
+    async def _followed(self, model: str, wait: Wait) -> bool:
+        """Whether all serve with what is wanted; waits for that, or for the first, as long as an answer may take."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.answer_seconds):
+                while not self._enough(model, wait):
+                    await self._serving.stirred()
+        return converged(self.rows(model))
+
+    def _enough(self, model: str, wait: Wait) -> bool:
+        found = self.rows(model)
+        return wait == "none" or (wait == "first" and any(row.applied for row in found)) or converged(found)
+
+    async def _look_after(self, epoch: Epoch, former: Held) -> None:
+        """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody."""
+        model, failures = epoch.model, self._failures()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.revert_seconds):
+                while not (self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))):
+                    await self._serving.stirred()
+        async with self._locks[model]:
+            if self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model)):
+                return
+            if self._failures() == failures and not any(row.problem for row in self.rows(model)):
+                # They are starting, or busy, or gone: nothing says that this state is at fault.
+                return
+            log.error("lora_reverted", model=model, epoch=epoch.epoch)
+            again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
+            await self._decide(replace(again, by="revert"))
+            reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
+            self._last[model] = Command(again.epoch, "reverted", reasons)
+
+    def _failures(self) -> int:
+        """How many times a worker had to end since it could not bring its weights into a state."""
+        facts = self._serving.supervisor.facts.values()
+        return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+
+    def _wanted(self, model: str) -> WantedModel:
+        return next(wanted for wanted in self._serving.pool.wanted.models if wanted.id == model)
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _objection(model: str, ballot: Ballot) -> errors.ReplicastError:
+    """What is to be told of a vote that failed: the replicas' own word where they have one, else each one's."""
+    problems = list(ballot.refusals.items())
+    if not problems:
+        return errors.NotReady(f"No replica of {model!r} is ready to take a LoRA.", retry_after_seconds=2)
+    if len({problem.code for _, problem in problems}) == 1:
+        error = problems[0][1].error()
+        if isinstance(error, errors.BadInput):
+            return type(error)(error.message, param="lora_path")
+    said = "; ".join(f"{worker}: {problem.message}" for worker, problem in problems)
+    return errors.LoraRefused(f"The change is off, and nothing has moved: {said}", param="lora_path")

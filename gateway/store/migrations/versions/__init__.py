@@ -1,0 +1,1 @@
+"""Each step of the schema, in the order of their names. A step that was released is never changed."""
