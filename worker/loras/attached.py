@@ -34,8 +34,8 @@ class Attached:
 
     @property
     def bytes(self) -> int:
-        """What the resident ones take on the device."""
-        return sum(self._resident.values())
+        """What the resident ones take on the device; may be asked from any thread."""
+        return sum(list(self._resident.values()))
 
     @property
     def resident(self) -> tuple[str, ...]:
