@@ -69,9 +69,9 @@ def take_back(workers: Collection[Worker], version: int, limits: Limits) -> tupl
 
 def _choose(workers: Collection[Worker], job: Job, version: int, limits: Limits) -> Worker | None:
     """The worker with the fewest jobs in hand, so that an idle one always comes before handing ahead; among equals the
-    one that has served least, so that they wear evenly."""
+    one that has the job's LoRAs at hand, then the one that has served least, so that they wear evenly."""
     fit = [worker for worker in workers if _fits(worker, job, version, limits)]
-    return min(fit, key=lambda worker: (len(worker.jobs), worker.served, worker.name), default=None)
+    return min(fit, key=lambda worker: (len(worker.jobs), worker.lacks(job), worker.served, worker.name), default=None)
 
 
 def _fits(worker: Worker, job: Job, version: int, limits: Limits) -> bool:

@@ -37,7 +37,7 @@ class Ledger:
         job.move(JobState.RUNNING)
         job.attempt += 1
         job.dispatched, job.worker = now, worker.name
-        worker.jobs[job.id] = job
+        worker.take(job)
         self._out.send(worker, job.run(model), job.inputs)
 
     def requeue(self, job: Job, cause: Cause) -> None:

@@ -15,7 +15,7 @@ from gateway.admission import admit
 from gateway.ballots import Ballots
 from gateway.causes import Cause, Death
 from gateway.door import Door
-from gateway.jobs.job import Job, Result
+from gateway.jobs.job import Job
 from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.outbox import Outbox
@@ -275,9 +275,7 @@ class Pool:
         if job.over:
             self.ledger.waste(job, "cancelled")
             return
-        queue_ms = (job.dispatched - job.accepted) * 1000
-        result = Result(images, done.images, done.timings, worker.name, job.attempt, queue_ms, done.tokens, job.epoch)
-        self.ledger.finish(job, result)
+        self.ledger.finish(job, job.result(worker.name, images, done))
 
     def _failed(self, worker: Worker, job: Job, failed: m.Failed) -> None:
         del worker.jobs[job.id]

@@ -42,6 +42,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.GONE: frozenset(),
 }
 
+_MOST_RECENT = 32
+
 # What a worker may say once it has been welcomed. Anything else ends its session.
 SAYS: frozenset[type[Message]] = frozenset({Ack, Prepared, Pong, Progress, Done, Failed, Drain, Bye})
 
@@ -75,6 +77,8 @@ class Worker:
     memory_bytes: int = 0
     served: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
+    # The LoRAs that requests brought along, by hash, the last one last: what it is likely to have at hand.
+    recent: dict[str, None] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     @classmethod
@@ -138,6 +142,19 @@ class Worker:
         if not self.jobs:
             return 0.0
         return max(0.0, now - max(self.stepped, min(job.dispatched for job in self.jobs.values())))
+
+    def take(self, job: Job) -> None:
+        """Have this job in hand."""
+        self.jobs[job.id] = job
+        for adapter in job.loras or ():
+            self.recent.pop(adapter.sha256, None)
+            self.recent[adapter.sha256] = None
+        while len(self.recent) > _MOST_RECENT:
+            del self.recent[next(iter(self.recent))]
+
+    def lacks(self, job: Job) -> int:
+        """How many of the LoRAs that this job brings along it would have to fetch first."""
+        return sum(adapter.sha256 not in self.recent for adapter in job.loras or ())
 
     def running(self) -> list[Job]:
         """What its device has begun; one that could not say so yet has begun what it was handed first."""

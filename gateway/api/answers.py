@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import responses
 from gateway.api import errors
 from gateway.api.orders import Order
+from gateway.api.overlays import told
 from gateway.api.state import State
 from gateway.jobs.job import Job, Outcome, Result
 from gateway.serving import Shown, wait_for_all
@@ -74,8 +75,8 @@ def _recipe(order: Order, results: list[Result]) -> dict[str, Any]:
         "negative_prompt": parameters.negative_prompt,
         "size": f"{parameters.width}x{parameters.height}",
         "scheduler": order.card.scheduler,
-        "loras": [],
-        "lora_epoch": 0,
+        "loras": told(first.loras.effective()),
+        "lora_epoch": first.epoch,
         "replica": first.worker,
         "timings_ms": phases(order, results),
     }

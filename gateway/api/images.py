@@ -13,6 +13,7 @@ from starlette.responses import Response
 from gateway import responses, uploads
 from gateway.api import access, answers, body, forms, orders, schema
 from gateway.api.files import absolute
+from gateway.api.overlays import overlay
 from gateway.api.state import State
 from gateway.api.wishes import Edit, Generation, Variation, Wish
 from gateway.keys import Role
@@ -73,7 +74,7 @@ def _state(request: Request) -> State:
 async def _answer(request: Request, wish: Wish, task: Task, inputs: Sequence[Upload], arrived: float) -> Response:
     state = _state(request)
     said = request.scope["state"]
-    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs)
+    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs, await overlay(state, wish))
     if wish.stream:
         name = "image_generation" if task == "generate" else "image_edit"
         return await answers.streamed(request, state, order, name)

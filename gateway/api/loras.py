@@ -226,7 +226,7 @@ def _view(loras: Broadcast, model: str) -> dict[str, Any]:
         "active": {"all": active} if active else {},
         "wanted": {
             "epoch": loras.epoch(model),
-            "digest": state.digest,
+            "digest": loras.digest(model),
             "mode": state.mode,
             **merge,
             "adapters": adapters,

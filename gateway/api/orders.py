@@ -14,7 +14,8 @@ from gateway.jobs.job import Job
 from gateway.story import Story
 from gateway.uploads import Upload
 from shared.cards import ModelCard, Size, Task
-from shared.errors import BadInput, UnsupportedOperation, UnsupportedSize
+from shared.errors import BadInput, StateChanged, UnsupportedOperation, UnsupportedSize
+from shared.loras import Adapter
 from shared.messages import Parameters
 
 # Pixels times steps of one request, all its images together: ten of 1024x1024 with 100 steps.
@@ -45,15 +46,21 @@ def place(
     story: Story,
     arrived: float,
     inputs: Sequence[Upload] = (),
+    loras: tuple[Adapter, ...] | None = None,
 ) -> Order:
-    """The order for a wish and the pictures it works from; of an inpainting the last is the mask.
+    """The order for a wish, with the LoRAs that it brings along, and the pictures it works from.
 
-    Raises UnknownModel, NotReady, or a BadInput where the model cannot do exactly that.
+    Of an inpainting the last is the mask. Raises UnknownModel, NotReady, StateChanged, or a BadInput where the model
+    cannot do exactly that.
     """
     wish.check()
     model = state.resolve(wish.model)
     card = state.card(model)
     _able(card, task, len(inputs))
+    epoch = state.loras.epoch(model)
+    if wish.lora_epoch not in (None, epoch):
+        changed = f"The LoRA state of {model!r} is of epoch {epoch} now, and not of {wish.lora_epoch}."
+        raise StateChanged(changed, param="lora_epoch")
     parameters = _parameters(wish, card, task, inputs, write=state.settings.png_parameters)
     longest = state.settings.request_timeout_seconds
     jobs = [
@@ -71,6 +78,8 @@ def place(
             priority=wish.priority or 0,
             owner=caller.account,
             alone=bool(wish.deterministic),
+            loras=loras,
+            pin=wish.lora_epoch,
         )
         for seed in wish.seeds()
     ]

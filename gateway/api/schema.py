@@ -138,6 +138,8 @@ def _json(wish: type[Wish]) -> dict[str, Any]:
     """What a JSON body of this wish may hold."""
     schema = wish.model_json_schema()
     fields = schema["properties"]
+    # In place: a reference would be looked up in the whole document.
+    fields["loras"]["anyOf"][0]["items"] = schema.pop("$defs")["LoraWish"]
     if "prompt" in schema.get("required", ()):
         fields["prompt"]["pattern"] = "\\S"
     fields["size"]["anyOf"][0]["pattern"] = _SIZE
@@ -161,6 +163,7 @@ def _form(wish: type[Wish]) -> dict[str, Any]:
             fields[name] = {key: value for key, value in field.items() if key not in ("anyOf", "default")} | field[
                 "anyOf"
             ][0]
+    fields["loras"] = {"type": "string", "description": "as in a JSON body, as JSON"}
     del fields["images"]
     fields["image"] = {
         "anyOf": [_BINARY, {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": 16}],
@@ -184,6 +187,7 @@ _ABOUT = (
 _TAGS = [
     {"name": "images", "description": "Make pictures, edit them, vary them; whole, or as a stream of previews"},
     {"name": "jobs", "description": "What waits and what is being made: its place, and when it may be there"},
+    {"name": "loras", "description": "LoRAs of a whole model, on every replica or on none"},
     {"name": "catalogue", "description": "LoRAs that were imported, under ids and names"},
     {"name": "models", "description": "What can be asked for, with the bounds and defaults of each"},
     {"name": "administration", "description": "Workers: who they are, drained, restarted, more or fewer"},
@@ -202,7 +206,7 @@ _RETRY_AFTER = {"description": "seconds until it may be tried again", "schema": 
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The whole description, made once. FastAPI's 422 is left out: this server never answers it."""
+    """The whole description, made once. FastAPI's own 422 is left out: this server never answers it."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -216,7 +220,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         needs = {path: route.need for path, route in routes if isinstance(route, Guarded)}
         for path, item in schema["paths"].items():
             for operation in item.values():
-                operation["responses"].pop("422", None)
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
                 # FastAPI's notation of a path that may hold slashes is not OpenAPI's.
                 if needs.get(path, needs.get(path.replace("}", ":path}"))) != PUBLIC:
                     operation["security"] = [{"key": []}]

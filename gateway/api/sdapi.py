@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from gateway import responses, uploads
 from gateway.api import access, answers, body, orders, sdapi_answers, sdapi_desk
+from gateway.api.overlays import overlay
 from gateway.api.schema import failures
 from gateway.api.sdapi_desk import Caller, Desk, Running
 from gateway.api.sdapi_wishes import Img2Img, Txt2Img, in_their_words
@@ -153,7 +154,7 @@ async def _answer(
 ) -> Response:
     state, caller = _state(request), _caller(request)
     said = request.scope["state"]
-    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs)
+    order = orders.place(state, wish, task, said["caller"], said["story"], arrived, inputs, await overlay(state, wish))
     running = Running(request.url.path.rpartition("/")[2], order)
     caller.running.append(running)
     try:

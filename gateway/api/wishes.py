@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gateway.api.body import bad_input
+from gateway.api.overlays import LORAS, Loras, LoraWish
 from shared.cards import ImageFormat
 from shared.errors import BadInput, UnknownParameter, UnsupportedOperation
 
@@ -28,7 +29,7 @@ _METADATA = {name: name for name in ("steps", "guidance", "negative_prompt", "st
     "sampler": "scheduler",
     "scheduler": "scheduler",
 }
-_LORA = ("lora", "loras", "lora_epoch", "lora_path", "lora_id", "lora_scale")
+_LORA = ("loras", "lora_epoch", "lora_path", "lora_id", "lora_scale")
 
 Short = Annotated[str, Field(max_length=256)]
 Long = Annotated[str, Field(max_length=4096)]
@@ -79,6 +80,15 @@ class Wish(BaseModel):
     complexity: Short | None = Field(None, description="taken for compatibility, without effect")
     user: Long | None = Field(None, description="taken for compatibility, without effect")
     safety_identifier: Long | None = Field(None, description="echoed in the answer")
+    loras: Loras | None = Field(None, description="in place of the model's own, for this request alone; also none: []")
+    lora_path: Annotated[str, Field(max_length=2048)] | None = Field(None, description="one LoRA, by its path")
+    lora_scale: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
+        None, description="the strength of lora_path, 1 without it; with 0 there is none"
+    )
+    lora_id: Short | None = Field(None, description="what to call lora_path in the answer")
+    lora_epoch: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="only with this epoch of the model's LoRA state, as GET /v1/list_loras tells it; else 409"
+    )
     priority: Annotated[int, Field(ge=-10, le=10)] | None = Field(None, description="higher goes first")
     deterministic: bool | None = Field(None, description="never made in one call with others")
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = Field(
@@ -103,18 +113,18 @@ class Wish(BaseModel):
     def _of_texts(cls, known: dict[str, Any]) -> Self:
         # What nobody here knows may be a list, of which pydantic would make an error without a place.
         fields = {name: value for name, value in known.items() if name in cls.model_fields}
+        listed = {"loras": _listed(fields.pop("loras"))} if "loras" in fields else {}
         for name, value in fields.items():
             if not isinstance(value, str):
                 raise BadInput(f"Invalid '{name}': expected one value.", param=name)
-        extra = {name: value for name, value in known.items() if name not in fields}
-        return cls.model_validate_strings(fields).model_copy(update=extra)
+        extra = {name: value for name, value in known.items() if name not in fields and name not in listed}
+        return cls.model_validate_strings(fields).model_copy(update=extra | listed)
 
     def check(self) -> None:
         """Refuse what is understood and cannot be done: it is never ignored. Raises a BadInput."""
         extra = self.extra
-        for name in _LORA:
-            if name in extra:
-                raise UnsupportedOperation(f"'{name}' is not supported yet.", param=name)
+        if "lora" in extra:
+            raise UnknownParameter("Unknown parameter: 'lora'; did you mean 'loras'?", param="lora")
         for name, why in self.elsewhere.items():
             if name in extra:
                 raise UnsupportedOperation(f"'{name}' {why}.", param=name)
@@ -180,6 +190,14 @@ class Variation(Wish):
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="how far from the picture it goes"
     )
+
+
+def _listed(text: Any) -> list[LoraWish]:
+    """The LoRAs in the field of a form, which is JSON. Raises BadInput."""
+    try:
+        return LORAS.validate_json(text if isinstance(text, str) else "", strict=True)
+    except ValidationError as error:
+        raise bad_input(error, {}) from error
 
 
 def _not_empty(prompt: str) -> str:

@@ -10,7 +10,7 @@ from gateway.costs import Work
 from shared.cards import Task
 from shared.errors import ReplicastError
 from shared.formats import ImageHeader, image_header
-from shared.loras import Adapter
+from shared.loras import NO_LORAS, Adapter, LoraState
 from shared.messages import Done, ImageFacts, Parameters, Progress, Run, Timings, Tokens, WantedModel
 from shared.wire import Buffer
 
@@ -46,6 +46,7 @@ class Result:
     queue_ms: float = 0.0
     tokens: Tokens = Tokens()  # noqa: RUF009
     epoch: int = 0
+    loras: LoraState = NO_LORAS
 
 
 @dataclass(slots=True, eq=False)
@@ -80,8 +81,10 @@ class Job:
     batch_size: int = 1
     # In place of its model's own LoRAs, if any are given, even none.
     loras: tuple[Adapter, ...] | None = None
-    # The one LoRA epoch of its model that it may be made with, if it is particular; that of the present attempt.
+    # The one LoRA epoch of its model that it may be made with, if it is particular; what its present attempt is made
+    # with follows.
     pin: int | None = None
+    made_with: LoraState = NO_LORAS
     epoch: int = 0
     digest: str = ""
     cost_seconds: float = 0.0
@@ -101,6 +104,7 @@ class Job:
     def run(self, model: WantedModel) -> Run:
         """The message that hands out the present attempt, to be made with this state of its model."""
         self.epoch, self.digest = model.epoch, model.digest
+        self.made_with = model.loras if self.loras is None else LoraState(adapters=self.loras)
         return Run(
             job=self.id,
             attempt=self.attempt,
@@ -116,6 +120,12 @@ class Job:
             batch_size=self.batch_size,
             loras=self.loras,
         )
+
+    def result(self, worker: str, images: tuple[Buffer, ...], done: Done) -> Result:
+        """What the present attempt has brought."""
+        queue_ms = (self.dispatched - self.accepted) * 1000
+        facts, timings = done.images, done.timings
+        return Result(images, facts, timings, worker, self.attempt, queue_ms, done.tokens, self.epoch, self.made_with)
 
     def accepts(self, done: Done, images: Sequence[Buffer]) -> bool:
         """Whether a result is what was asked for, by count and by what its pictures say of themselves, undecoded."""

@@ -106,6 +106,10 @@ class Broadcast:
         """The number of what is decided for a model; 0 before the first decision."""
         return self._wanted(model).epoch
 
+    def digest(self, model: str) -> str:
+        """The digest of the model in its state, which each replica has to tell as its own."""
+        return self._wanted(model).digest
+
     def pending(self, model: str) -> int | None:
         """The number of what replicas are being asked about, if they are."""
         return self._pending.get(model)

@@ -18,7 +18,7 @@ from shared.messages import Problem, WantedModel
 class Row:
     """One replica: what it has applied, and what keeps it from the rest.
 
-    `epoch` and `digest` are what it last said it holds, None if it holds nothing. `kind` is the class of its device:
+    `epoch` and `digest` are what it last said it holds, None if it holds nothing. `kind` is that of its device:
     within one, equal states have equal fingerprints. `age_ms` is how long ago it was last heard.
     """
 
@@ -69,7 +69,7 @@ def _row(pool: Pool, name: str, facts: Facts, model: WantedModel, now: float) ->
         epoch=outcome.epoch if outcome and holds else None,
         digest=outcome.digest if outcome and holds else None,
         fingerprint=(outcome.fingerprint or None) if outcome and holds else None,
-        kind=f"{worker.device.kind}/{worker.device.names[0]}" if worker and worker.device.names else facts.slot.kind,
+        kind=worker.device.kind if worker else facts.slot.kind,
         age_ms=round((now - worker.heard_at) * 1000) if worker else None,
         quarantined=facts.standing is Standing.QUARANTINED,
         problem=outcome.problem if outcome else _problem(facts),

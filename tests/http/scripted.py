@@ -27,6 +27,8 @@ from shared.messages import (
     Outcome,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     Problem,
     Progress,
     Run,
@@ -52,6 +54,11 @@ class Script:
     # What a run of this prompt read and wrote: text, pictures given, picture made.
     tokens: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
+    # What these workers have against any LoRA state; those who say nothing at all; and whom to hear of new states late.
+    refusals: dict[str, Problem] = field(default_factory=dict)
+    mute: set[str] = field(default_factory=set)
+    late: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[Prepare] = field(default_factory=list)
     # The pictures to work from, by job.
     given: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     # Attempts, as (job, attempt): another attempt at the same job is none of them.
@@ -59,6 +66,7 @@ class Script:
 
     def __post_init__(self) -> None:
         self.go.set()
+        self.late.set()
 
     def launcher(self, endpoint: str) -> Launcher:
         return Launcher(self, endpoint)
@@ -135,6 +143,14 @@ class Scripted:
                 self._answer(self._hold(message.wanted))
             case Want():
                 self._answer(self._hold(message.wanted))
+            case Prepare():
+                self._script.asked.append(message)
+                if self._hello.name not in self._script.mute:
+                    problem = self._script.refusals.get(self._hello.name)
+                    digest = message.loras.digest
+                    self._answer(
+                        self._say(Prepared(model=message.model, epoch=message.epoch, digest=digest, problem=problem))
+                    )
             case Ping():
                 self._answer(self._say(Pong(count=message.count, steps=0, memory_bytes=0)))
             case Run():
@@ -155,6 +171,7 @@ class Scripted:
 
     async def _hold(self, wanted: Wanted) -> None:
         outcomes = []
+        await self._script.late.wait()
         for model in wanted.models:
             card = self._script.cards.get(model.id)
             problem = None if card else Problem(code="load_failed", message="there is no card of it")

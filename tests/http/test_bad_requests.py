@@ -209,7 +209,7 @@ async def test_the_last_of_two_equal_keys_counts_and_is_checked(gateway: Gateway
         (prompt(partial_images=1), "invalid_value", "partial_images"),
         (prompt(background="transparent"), "unsupported_operation", "background"),
         (prompt(model="org/second", negative_prompt="dogs"), "unsupported_operation", "negative_prompt"),
-        (prompt(loras=[{"name": "ink"}]), "unsupported_operation", "loras"),
+        (prompt(lora="ink"), "unknown_parameter", "lora"),
         (prompt(image="data:image/png;base64,", strength=0.5), "unsupported_operation", "image"),
         (prompt(scheduler="ddim"), "unsupported_operation", "scheduler"),
         (prompt(strict=True, colour="red"), "unknown_parameter", "colour"),

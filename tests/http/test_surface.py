@@ -49,6 +49,11 @@ ROUTES = {
     "/v1/admin/loras/imported/nonsense": {"DELETE": 404},
     "/v1/images/variations": {"POST": 400},
     "/v1/images/files/nonsense.png": {"GET": 404},
+    "/v1/set_lora": {"POST": 400},
+    "/v1/merge_lora_weights": {"POST": 200},
+    "/v1/unmerge_lora_weights": {"POST": 200},
+    "/v1/unload_lora": {"POST": 400},
+    "/v1/list_loras": {"GET": 200},
     "/v1/jobs": {"GET": 200},
     "/v1/jobs/nonsense": {"GET": 404},
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers
@@ -11,8 +12,8 @@ import torch
 import transformers
 
 from shared.cards import ModelCard
-from shared.errors import AdapterMisfit, InvalidOutput, LoadFailed, OutOfMemory, ReplicastError
-from shared.loras import LoraState
+from shared.errors import InvalidOutput, LoadFailed, OutOfMemory, ReplicastError
+from shared.loras import Adapter, LoraState
 from shared.messages import Device, Match, Run, WantedModel
 from worker import device as devices
 from worker import models
@@ -21,6 +22,7 @@ from worker.backends.calls import Call, Caller
 from worker.backends.families import Family, family_of
 from worker.backends.previews import UNPACK, Map, Watched
 from worker.embedded import Manifest
+from worker.loras.state import Loras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +44,7 @@ class Diffusion:
         self._preview: Map | None = None
         self._family: Family
         self._caller: Caller
+        self._loras: Loras
 
     def load(self) -> ModelCard:
         if self._model.options:
@@ -72,9 +75,26 @@ class Diffusion:
         if family.latents:
             self._preview = (said and Map.of(said)) or self._guarded(lambda: Map.fitted(self._pipeline.vae))
         self._caller = Caller(family, said, self._pipeline)
+        self._loras = self._guarded(lambda: Loras(self._pipeline, folder))
         return self._card(models.revision(folder), said)
 
     def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
+        with self._with(run.loras):
+            return self._one_by_one(run, inputs, on_step, on_preview)
+
+    def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+        assert all(run.loras == runs[0].loras for run in runs)
+        with self._with(runs[0].loras):
+            return self._in_one_call(runs, on_step)
+
+    @contextlib.contextmanager
+    def _with(self, loras: Sequence[Adapter] | None) -> Iterator[None]:
+        """A run's own LoRAs while it lasts."""
+        with contextlib.ExitStack() as stack:
+            self._guarded(lambda: stack.enter_context(self._loras.overlay(loras)))
+            yield
+
+    def _one_by_one(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
         asked = run.parameters
 
         def made() -> Call:
@@ -100,7 +120,7 @@ class Diffusion:
             pictures.append(Picture(seed, pixels=pixels, tokens=call.tokens))
         return pictures
 
-    def generate_together(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
+    def _in_one_call(self, runs: Sequence[Run], on_step: OnStep) -> list[Picture]:
         def made() -> tuple[Call, list[Pixels]]:
             with torch.inference_mode():
                 call = self._caller.together([run.parameters for run in runs])
@@ -118,13 +138,10 @@ class Diffusion:
         ]
 
     def prepare(self, loras: LoraState, shelf: str) -> tuple[Match, ...]:
-        if loras.adapters:
-            raise AdapterMisfit("a pipeline takes no LoRAs yet")
-        return ()
+        return self._loras.prepare(loras, shelf)
 
     def adopt(self, loras: LoraState, shelf: str) -> str:
-        self.prepare(loras, shelf)
-        return ""
+        return self._guarded(lambda: self._loras.set_state(loras, shelf))
 
     def memory_bytes(self) -> int:
         if self._pipeline is None:
@@ -134,8 +151,9 @@ class Diffusion:
 
     def unload(self) -> None:
         self._pipeline = self._inpainting = self._preview = None
-        # It holds the pipeline too.
-        self.__dict__.pop("_caller", None)
+        # They hold the pipeline too.
+        for holder in ("_caller", "_loras"):
+            self.__dict__.pop(holder, None)
         gc.collect()
         devices.free_memory(self._device)
 

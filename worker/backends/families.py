@@ -65,6 +65,29 @@ _RECORDS = (
         max_batch=16,
         distilled_steps=4,
     ),
+    Family(
+        name="sdxl",
+        pipeline="StableDiffusionXLPipeline",
+        sizes=SizeRule(default=Size(width=1024, height=1024), multiple=8),
+        steps=50,
+        max_steps=150,
+        guidance=5.0,
+        max_guidance=30.0,
+        negative_prompt="argument",
+        max_batch=16,
+    ),
+    # Its guidance is what is added: 0 is none, which is what the turbo model takes, with 8 or 9 steps.
+    Family(
+        name="z-image",
+        pipeline="ZImagePipeline",
+        sizes=SizeRule(default=Size(width=1024, height=1024), multiple=16),
+        steps=50,
+        max_steps=100,
+        guidance=5.0,
+        max_guidance=20.0,
+        negative_prompt="argument",
+        max_batch=16,
+    ),
 )
 FAMILIES = {family.pipeline: family for family in _RECORDS}
 
