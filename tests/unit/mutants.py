@@ -223,10 +223,15 @@ class _Loader(SourceFileLoader):
         return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec", dont_inherit=True)
 
 
+def plant(name: str) -> None:
+    """Have this mistake in the gateway of this process; nothing of it may have been imported yet."""
+    sys.meta_path.insert(0, _Planted(MUTANTS[name]))
+
+
 def main(name: str) -> int:
     """Let the machine loose on the pool with this mistake in it; "none" plants none."""
     if name != "none":
-        sys.meta_path.insert(0, _Planted(MUTANTS[name]))
+        plant(name)
     from tests.unit.test_pool_machine import explore
 
     try:
