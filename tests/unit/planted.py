@@ -63,12 +63,17 @@ class _Loader(SourceFileLoader):
         return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec", dont_inherit=True)
 
 
+def plant(mutant: Mutant) -> None:
+    """Have this mistake in this process; nothing of its module may have been imported yet."""
+    sys.meta_path.insert(0, _Planted(mutant))
+
+
 def main(name: str) -> int:
     """Let a machine loose on us with this mistake planted, MACHINE:NAME; the name "none" plants none."""
     machine, _, name = name.partition(":")
     mutants, explorer = MACHINES[machine]
     if name != "none":
-        sys.meta_path.insert(0, _Planted(import_module(mutants).MUTANTS[name]))
+        plant(import_module(mutants).MUTANTS[name])
     explore = import_module(explorer).explore
 
     try:
