@@ -118,7 +118,9 @@ def create(
     )
     database = Database(home.folder)
     database.prepare()
-    broadcast = Broadcast(serving, Epochs(database), Patience())
+    broadcast = Broadcast(
+        serving, Epochs(database), Patience(settings.lora_answer_seconds, settings.lora_revert_seconds)
+    )
     shelf = Shelf(
         home.folder / "loras" / "shelf",
         max_file_bytes=settings.lora_max_bytes,
@@ -257,6 +259,7 @@ def _limits(settings: Settings) -> Limits:
         hello_seconds=settings.hello_seconds,
         stuck_seconds=settings.stuck_seconds,
         retry_load_seconds=settings.quarantine_seconds,
+        prepare_seconds=settings.lora_prepare_seconds,
         max_attempts=settings.max_attempts,
         max_queue=settings.max_queue,
         max_queue_per_key=settings.max_queue_per_key,

@@ -135,6 +135,15 @@ class Settings(BaseSettings):
     lora_shelf_bytes: int = Field(
         50 << 30, ge=1 << 20, le=1 << 50, description="copies of LoRA files for the workers, all together, in bytes"
     )
+    lora_prepare_seconds: float = Field(
+        30.0, ge=0.1, le=3600, description="a replica that has not said by then whether it could take a LoRA has no say"
+    )
+    lora_answer_seconds: float = Field(
+        30.0, ge=0, le=3600, description="a change of LoRAs is answered 202 if not all replicas follow in this time"
+    )
+    lora_revert_seconds: float = Field(
+        60.0, ge=0.1, le=86_400, description="a change of LoRAs that nobody could follow by then is taken back"
+    )
     lora_s3: Words = Field((), description="places of S3 whose LoRA files clients may name, as bucket or bucket/prefix")
     s3_endpoint: Annotated[str, AfterValidator(_url)] | None = Field(None, description="the S3 server to ask")
     hub: Words = Field((), description="whose files of the hub may be named: owner, owner/name, or * for anybody's")
