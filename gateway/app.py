@@ -8,9 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -21,6 +19,7 @@ from gateway import traces
 from gateway.actions import Note
 from gateway.api import (
     access,
+    adapters,
     admin,
     docs,
     errors,
@@ -36,7 +35,7 @@ from gateway.api import (
     sdapi_lists,
 )
 from gateway.api.sdapi_desk import Desk
-from gateway.api.state import FindLora, State
+from gateway.api.state import State
 from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.front import Front
@@ -51,7 +50,8 @@ from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
 from gateway.loras.broadcast import Broadcast, Patience
-from gateway.loras.places import open_below
+from gateway.loras.catalogue import Catalogue
+from gateway.loras.finder import Finder
 from gateway.loras.shelf import Shelf
 from gateway.metrics import Metrics
 from gateway.quota import Quota
@@ -60,10 +60,9 @@ from gateway.results import Results
 from gateway.serving import Serving
 from gateway.settings import Settings
 from gateway.store.database import Database
-from gateway.store.epochs import Epochs, Nickname
+from gateway.store.epochs import Epochs
 from gateway.traces import Traces
 from shared import logs
-from shared.errors import ReplicastError, UnknownAdapter
 
 _LAG_SECONDS = 0.25
 _SWEEP_SECONDS = 30.0
@@ -126,6 +125,17 @@ def create(
         max_bytes=settings.lora_shelf_bytes,
         pinned=broadcast.in_use,
     )
+    catalogue = Catalogue(
+        home.folder / "loras", max_file_bytes=settings.lora_max_bytes, max_bytes=settings.lora_shelf_bytes
+    )
+    finder = Finder(
+        shelf,
+        catalogue,
+        root=settings.lora_root,
+        s3_prefixes=settings.lora_s3,
+        s3_endpoint=settings.s3_endpoint,
+        repositories=settings.hub,
+    )
     fetcher = Fetcher(enabled=settings.fetch_urls, hosts=settings.fetch_hosts)
     intake, connections = Intake(settings.max_bytes_in_flight), Connections(settings.max_connections)
     metrics.watch(
@@ -151,7 +161,8 @@ def create(
         connections,
         tracing,
         loras=broadcast,
-        find_lora=_finder(shelf, settings.lora_root),
+        find_lora=finder.find,
+        catalogue=catalogue,
         auth=Auth(KeyFile(home.folder), rates, allow_anonymous=settings.allow_anonymous),
         quota=Quota(rates, max_requests=settings.key_max_requests, images_per_minute=settings.key_images_per_minute),
         created=int(time.time()),
@@ -195,6 +206,7 @@ def create(
         jobs.router,
         loras.router,
         loras.listing,
+        adapters.router,
         health.router,
         health.figures,
         admin.router,
@@ -206,20 +218,6 @@ def create(
     app.state.sdapi = Desk()
     access.expect_roles(app)
     return Front(_guarded(app, settings), metrics, state.intake), state
-
-
-def _finder(shelf: Shelf, root: Path | None) -> FindLora:
-    """From what a client calls a LoRA to its copy on the shelf."""
-
-    async def find(text: str, param: str) -> Nickname:
-        if root is None:
-            raise UnknownAdapter("This server knows no folder of LoRAs: its setting lora_root names one.", param=param)
-        try:
-            return Nickname(await shelf.take_opened(partial(open_below, root, text)), text)
-        except ReplicastError as error:
-            raise type(error)(f"{text[:200]}: {error.message}", param=param) from error
-
-    return find
 
 
 def _guarded(app: ASGIApp, settings: Settings) -> ASGIApp:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import cli_token
+from gateway import cli_lora, cli_token
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(cli_lora.app, name="lora")
 app.add_typer(cli_token.app, name="token")
 
 _HOST = "127.0.0.1"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gateway.cli_table import lines
+
 if TYPE_CHECKING:
     from gateway.keys import KeyFile
 
@@ -55,9 +57,8 @@ def list_keys(data_dir: DataDir = None) -> None:
         )
         for key in keys
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    for line in lines(rows):
+        typer.echo(line)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`replicast generate`: pictures from a running server, or from one that is started and stopped for the call."""
+"""A client of a running server, for the commands; `generate` starts one for its call where there is none."""
 
 from __future__ import annotations
 
@@ -70,8 +70,13 @@ def generate(wish: Wish, output: Path, url: str | None) -> list[Path]:
 
 def scale(replicas: int, url: str | None) -> list[str]:
     """Have so many replicas; a line for each worker as it is now. Raises a ReplicastError."""
-    answer = _ask(_meant(url), {"replicas": replicas}, "/v1/admin/scale")
+    answer = ask("POST", "/v1/admin/scale", {"replicas": replicas}, url)
     return [f"{row['id']}  {row['state']}" for row in answer["data"]]
+
+
+def ask(method: str, path: str, body: dict[str, Any] | None, url: str | None) -> dict[str, Any]:
+    """The JSON that the server answers, the usual one without `url`. Raises a ReplicastError in the server's words."""
+    return _ask(_meant(url), body, path, method)
 
 
 def _meant(url: str | None) -> str:
@@ -82,9 +87,12 @@ def _meant(url: str | None) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _ask(address: str, body: dict[str, Any], path: str = "/v1/images/generations") -> dict[str, Any]:
+def _ask(
+    address: str, body: dict[str, Any] | None, path: str = "/v1/images/generations", method: str = "POST"
+) -> dict[str, Any]:
+    content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
-        f"{address}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+        f"{address}{path}", content, {"content-type": "application/json"} if content else {}, method=method
     )
     key = settings.api_key()
     if key is not None:
@@ -96,6 +104,7 @@ def _ask(address: str, body: dict[str, Any], path: str = "/v1/images/generations
             return answer
     except urllib.error.HTTPError as error:
         if error.code == 401:
+            error.close()
             wrong = (
                 "does not take the key that REPLICAST_API_KEY holds" if key else "needs a key: set REPLICAST_API_KEY"
             )
@@ -114,7 +123,8 @@ def _open(request: urllib.request.Request, timeout_seconds: float) -> Any:
 
 def _said(error: urllib.error.HTTPError) -> ReplicastError:
     try:
-        message = str(json.load(error)["error"]["message"])
+        with error:
+            message = str(json.load(error)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"the server answered {error.code} {error.reason}"
     return BadInput(message) if error.code < 500 else NotReady(message)

@@ -12,8 +12,8 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything is imported: a developer's REPLICAST_* or OTEL_* would otherwise change what is tested."""
-    for name in [name for name in os.environ if name.startswith(("REPLICAST_", "OTEL_"))]:
+    """Before anything is imported: a developer's REPLICAST_*, OTEL_* or AWS_* would otherwise change what is tested."""
+    for name in [name for name in os.environ if name.startswith(("REPLICAST_", "OTEL_", "AWS_"))]:
         del os.environ[name]
 
 

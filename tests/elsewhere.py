@@ -23,12 +23,14 @@ class Answer:
 
 @dataclass
 class Asked:
+    """A request, its headers in lower case."""
+
     method: str
     path: str
     headers: dict[str, str]
+    body: bytes
 
 
-# Of a request, with its headers in lower case.
 Script = Callable[[Asked], Answer]
 
 
@@ -41,7 +43,8 @@ def playing(script: Script) -> Iterator[str]:
 
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            answer = script(Asked(self.command, self.path, headers))
+            body = self.rfile.read(int(headers.get("content-length", "0")))
+            answer = script(Asked(self.command, self.path, headers, body))
             self.send_response(answer.status)
             for name, value in {"content-length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)
@@ -54,7 +57,7 @@ def playing(script: Script) -> Iterator[str]:
                 answer.stall.wait(30)
             self.close_connection = answer.cut is not None
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             return None

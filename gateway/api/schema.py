@@ -188,6 +188,7 @@ _TAGS = [
     {"name": "images", "description": "Make pictures, edit them, vary them; whole, or as a stream of previews"},
     {"name": "jobs", "description": "What waits and what is being made: its place, and when it may be there"},
     {"name": "loras", "description": "LoRAs of a whole model, on every replica or on none"},
+    {"name": "catalogue", "description": "LoRAs that were imported, under ids and names"},
     {"name": "models", "description": "What can be asked for, with the bounds and defaults of each"},
     {"name": "administration", "description": "Workers: who they are, drained, restarted, more or fewer"},
     {"name": "sdapi", "description": "AUTOMATIC1111's API, where it is switched on"},

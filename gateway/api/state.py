@@ -10,6 +10,7 @@ from gateway.auth import Auth
 from gateway.fetch import Fetcher
 from gateway.intake import Connections, Intake
 from gateway.loras.broadcast import Broadcast
+from gateway.loras.catalogue import Catalogue
 from gateway.metrics import Metrics
 from gateway.quota import Quota
 from gateway.results import Results
@@ -39,6 +40,7 @@ class State:
     traces: Traces
     loras: Broadcast
     find_lora: FindLora
+    catalogue: Catalogue
     auth: Auth
     quota: Quota
     created: int

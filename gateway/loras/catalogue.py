@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from gateway.loras.incoming import Incoming, sync_folder
-from gateway.loras.inspection import inspect
+from gateway.loras.inspection import Inspection, inspect
 from gateway.loras.shelf import Open
 from gateway.loras.threads import whole
 from shared import logs
 from shared.cards import Part
-from shared.errors import ConfigError, InvalidAdapter, StorageFull, UnknownAdapter
+from shared.errors import ConfigError, InvalidAdapter, StorageFull
 from shared.safetensors import read_header
 
 _FILE, _METADATA = "adapter.safetensors", "metadata.json"
 _KIND = "imported"
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _SLUG_LETTERS = 80
+_CHUNK_BYTES = 4 << 20
 _MOST_METADATA_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|gone)")
 
@@ -82,12 +85,16 @@ class Catalogue:
         """All of them, by their ids."""
         return [self._records[id_] for id_ in sorted(self._records)]
 
+    def get(self, id_: str) -> Record | None:
+        """The one with this id, if there is one."""
+        return self._records.get(id_)
+
     def find(self, text: str) -> Record | None:
         """The one that is meant by an id, a name that only one has, or the path of its file; None if there is none."""
         if text in self._records:
             return self._records[text]
-        named = [r for r in self._records.values() if text == r.name or text == str(self.path(r))]
-        return named[0] if len(named) == 1 else None
+        meant = [r for r in self._records.values() if text == r.name or text == str(self.path(r))]
+        return meant[0] if len(meant) == 1 else None
 
     def path(self, record: Record) -> Path:
         """Where its file lies."""
@@ -106,27 +113,43 @@ class Catalogue:
 
             return await whole(partial(self._add, opened, about, int(now), left), done)
 
-    async def delete(self, id_: str) -> None:
-        """Remove one for good. Raises UnknownAdapter. What the shelf has of it stays there while it is in use."""
+    async def examine(self, opened: Open) -> tuple[Inspection, str]:
+        """What a file is, and its sha256. Raises what `opened` raises, and InvalidAdapter."""
+        return await asyncio.to_thread(self._examine, opened)
+
+    async def delete(self, record: Record) -> None:
+        """Remove one for good. What the shelf has of it stays there while it is in use."""
         async with self._turn:
-            if id_ not in self._records:
-                raise UnknownAdapter(f"There is no LoRA '{id_[:128]}' in the catalogue.", param="id")
-            place = self.path(self._records[id_]).parent
-            # Gone at once and whole, however long a file system takes to free it.
-            gone = self._folder / f".{secrets.token_hex(16)}.gone"
-            await asyncio.to_thread(place.rename, gone)
-            del self._records[id_]
-            await asyncio.to_thread(partial(shutil.rmtree, gone, ignore_errors=True))
+            if self._records.pop(record.id, None) is not None:
+                await asyncio.to_thread(self._delete, record)
+
+    def _examine(self, opened: Open) -> tuple[Inspection, str]:
+        with opened() as file:
+            header = read_header(file)
+            self._expect_size(header.size)
+            file.seek(0)
+            digest = hashlib.sha256()
+            while piece := file.read(_CHUNK_BYTES):
+                digest.update(piece)
+            return inspect(header), digest.hexdigest()
+
+    def _expect_size(self, size: int) -> None:
+        if size > self._max_file_bytes:
+            raise InvalidAdapter(f"it has {size} bytes; at most {self._max_file_bytes} are taken (lora_max_bytes)")
+
+    def _delete(self, record: Record) -> None:
+        # Gone at once and whole, however long a file system takes to free it.
+        gone = self._folder / f".{secrets.token_hex(16)}.gone"
+        with suppress(FileNotFoundError):
+            self.path(record).parent.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _add(self, opened: Open, about: About, now: int, left: int, stop: threading.Event) -> Record:
         part = self._folder / f".{secrets.token_hex(16)}.part"
         try:
             with opened() as file:
                 header = read_header(file)
-                if header.size > self._max_file_bytes:
-                    raise InvalidAdapter(
-                        f"it has {header.size} bytes; at most {self._max_file_bytes} are taken (lora_max_bytes)"
-                    )
+                self._expect_size(header.size)
                 if header.size > left:
                     raise StorageFull(
                         f"The catalogue may hold {self._max_bytes} bytes (lora_shelf_bytes): delete some."

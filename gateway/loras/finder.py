@@ -72,7 +72,7 @@ class Finder:
 
         Raises BadInput, UnknownAdapter, InvalidAdapter, StorageFull and SourceUnavailable.
         """
-        if not 0 < len(text) <= _MOST_LETTERS or "\0" in text:
+        if not 0 < len(text) <= _MOST_LETTERS:
             raise BadInput(f"Invalid '{param}': expected 1 to {_MOST_LETTERS} characters.", param=param)
         with named(text, param):
             return Nickname(await self._sha256(text), text)

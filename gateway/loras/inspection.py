@@ -70,7 +70,6 @@ class ModelOption:
     id: str
     family: str
     backend: str
-    supports_lora: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class Inspection:
 
     def suggested(self, models: Iterable[ModelOption]) -> list[str]:
         """Those of these models that it may fit."""
-        return [m.id for m in models if m.supports_lora and m.family and m.family == self.family_guess]
+        return [m.id for m in models if m.family and m.family == self.family_guess]
 
 
 def inspect(header: Header) -> Inspection:

@@ -42,6 +42,11 @@ ROUTES = {
     "/v1/admin/workers/nonsense.png/drain": {"POST": 404},
     "/v1/admin/workers/nonsense.png/restart": {"POST": 404},
     "/v1/admin/scale": {"POST": 400},
+    "/v1/admin/loras": {"GET": 200},
+    # Ids may be anything, so these are some, too.
+    "/v1/admin/loras/inspect": {"POST": 400, "DELETE": 404},
+    "/v1/admin/loras/import": {"POST": 400, "DELETE": 404},
+    "/v1/admin/loras/imported/nonsense": {"DELETE": 404},
     "/v1/images/variations": {"POST": 400},
     "/v1/images/files/nonsense.png": {"GET": 404},
     "/v1/set_lora": {"POST": 400},
@@ -80,7 +85,10 @@ async def test_no_route_is_missing_above(gateway: Gateway) -> None:
     schema = (await gateway.http.get("/openapi.json")).json()
     described = {
         (
-            path.replace("{model}", "first").replace("{name}", "nonsense.png").replace("{job}", "nonsense"),
+            path.replace("{model}", "first")
+            .replace("{name}", "nonsense.png")
+            .replace("{job}", "nonsense")
+            .replace("{id}", "imported/nonsense"),
             method.upper(),
         )
         for path, item in schema["paths"].items()
