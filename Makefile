@@ -13,6 +13,8 @@ unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV PYTHONHOME PYTHON
 
 PYTHON ?=
 ARGS ?=
+SEED ?=
+SECONDS ?=
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,8 +49,8 @@ fmt: $(DEV) ## format and mend what ruff can mend by itself
 bench: $(DEV) ## the gateway's own cost, as ratios (ARGS are the bench's own)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
-chaos: $(DEV) ## kill, stop and starve real processes, the long form (ARGS="-k sigkill")
-	@exec $(BIN)/python -m pytest tests/process -m "chaos or process" $(ARGS)
+chaos: $(DEV) ## faults by a seed against a live server (SEED=7 SECONDS=420 ARGS="--gateway")
+	@exec $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 train-embedded: $(SERVE) ## train the built-in model again, into worker/embedded (resumes from .train)
 	@exec $(BIN)/python -m worker.embedded.train --out worker/embedded/shapes --work .train $(ARGS)

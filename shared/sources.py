@@ -4,6 +4,7 @@ shapes                      an embedded model, by name
 stub                        the stub, with options: stub?step_seconds=0.05
 /models/flux2-klein         a Diffusers folder
 portraits=/models/sdxl-1    the same, served under another id
+shapes?max_adapter_bytes=0  a pipeline with one of the bounds of PIPELINE_OPTIONS
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from shared.messages import Option, WantedModel
 # Kept in step with the folders under worker/embedded by a house test.
 EMBEDDED = ("shapes",)
 STUB = "stub"
+# Of LoRAs: what they take on the device, in host memory, and what of weights is kept aside while they are merged.
+PIPELINE_OPTIONS = ("max_adapter_bytes", "max_host_bytes", "max_pristine_bytes")
 _MOST = 2**53
 
 
@@ -37,8 +40,11 @@ def wanted(source: str, *, model_id: str | None = None, options: dict[str, Optio
     options = options or {}
     if source == STUB:
         return WantedModel(id=model_id or STUB, source=STUB, backend="stub", options=options)
-    if options:
-        raise ConfigError(f"{source} takes no options; only {STUB!r} does", param="model")
+    for name, value in options.items():
+        if name not in PIPELINE_OPTIONS:
+            raise ConfigError(f"{source} takes {', '.join(PIPELINE_OPTIONS)}, and no {name!r}", param="model")
+        if type(value) is not int or value < 0:
+            raise ConfigError(f"{name} is a number of bytes", param="model")
     if source in EMBEDDED:
         return WantedModel(id=model_id or source, source=source, backend="diffusion", options=options)
     folder = Path(source).expanduser()

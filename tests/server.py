@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -66,16 +66,16 @@ def environment(runtime: Path, **settings: object) -> dict[str, str]:
     return passed | {"XDG_RUNTIME_DIR": str(runtime)} | named
 
 
-def command(*args: str) -> list[str]:
-    """A `replicast` command line."""
-    return [sys.executable, "-m", "gateway", *args]
+def command(*args: str, program: Sequence[str] = ("gateway",)) -> list[str]:
+    """A `replicast` command line; `program` is a module that stands in for it, and what that wants to be told first."""
+    return [sys.executable, "-m", *program, *args]
 
 
 class Server:
     """One gateway process. A context manager: when its block ends, so have the gateway and its workers.
 
     `folder` takes its output; `runtime` its socket folder, as XDG_RUNTIME_DIR; `settings` are REPLICAST_ variables by
-    their lower-case names.
+    their lower-case names. `program` is as for `command`.
     """
 
     def __init__(
@@ -85,12 +85,13 @@ class Server:
         *args: str,
         data_dir: Path | None = None,
         env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("gateway",),
         **settings: object,
     ) -> None:
         self.data_dir = data_dir or folder / "data"
         self.runtime = runtime
         self._out, self._err = folder / "stdout", folder / "stderr"
-        self._command = command("serve", "--port", "0", "--data-dir", str(self.data_dir), *args)
+        self._command = command("serve", "--port", "0", "--data-dir", str(self.data_dir), *args, program=program)
         self._env = environment(runtime, **settings) | dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._http: httpx2.Client | None = None

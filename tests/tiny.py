@@ -7,6 +7,15 @@ from typing import Any
 
 from worker.embedded import MANIFEST, Defaults, File, Manifest, Preview, Sizes, Vocabulary
 
+# Of every autoencoder: eight pixels a latent, and as little as there can be behind each.
+_VAE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "sample_size": 64,
+}
 _TEMPLATE = "<|im_start|>{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -41,36 +50,17 @@ def klein(folder: Path, said: Manifest | None = None, seed: int = 0) -> Path:
         Flux2KleinPipeline,
         Flux2Transformer2DModel,
     )
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = AutoencoderKLFlux2(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
+            **_VAE,
             latent_channels=4,
-            norm_num_groups=2,
-            sample_size=64,
             mid_block_add_attention=False,
         )
-        text_encoder = Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=28,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=8,
-                max_position_embeddings=512,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        text_encoder = Qwen3ForCausalLM(_qwen(tokenizer, layers=28))
         transformer = Flux2Transformer2DModel(
             patch_size=1,
             in_channels=16,
@@ -137,13 +127,8 @@ def sdxl(folder: Path, seed: int = 0) -> Path:
             norm_num_groups=8,
         )
         vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
+            **_VAE,
             latent_channels=4,
-            norm_num_groups=2,
-            sample_size=64,
             force_upcast=False,
         )
         encoders = CLIPTextModel(text), CLIPTextModelWithProjection(text)
@@ -163,7 +148,7 @@ def zimage(folder: Path, seed: int = 0) -> Path:
     """A random Z-Image in `folder`. Two with equal seeds are equal."""
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -183,29 +168,10 @@ def zimage(folder: Path, seed: int = 0) -> Path:
         for parameter in transformer.parameters():
             if parameter.ndim < 2 or not parameter.isfinite().all() or not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
-        text_encoder = Qwen3Model(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=8,
-                max_position_embeddings=512,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        text_encoder = Qwen3Model(_qwen(tokenizer, layers=2))
         vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
+            **_VAE,
             latent_channels=16,
-            norm_num_groups=2,
-            sample_size=64,
             use_quant_conv=False,
             use_post_quant_conv=False,
             scaling_factor=0.3611,
@@ -214,6 +180,25 @@ def zimage(folder: Path, seed: int = 0) -> Path:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(folder)
     return folder
+
+
+def _qwen(tokenizer: Any, layers: int) -> Any:
+    """A text tower of so many layers."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def _clip_tokenizer() -> Any:

@@ -67,7 +67,6 @@ UNIMPORTED = {
     "aiosqlite": "sqlalchemy, by the address of the database",
     "gguf": "diffusers",
     "accelerate": "diffusers",
-    "peft": "diffusers",
 }
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients import installed
-from tests.server import Serve, Server, processes, until
-
-_GONE_SECONDS = 5.0
-_SHARED_MEMORY = Path("/dev/shm")
+from tests.guard import guarded
+from tests.server import Serve, Server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +26,7 @@ def runtime() -> Iterator[Path]:
 
     It is also the guard: no process that was started with it, no socket and no shared memory outlives the test.
     """
-    with _guarded() as folder:
+    with guarded() as folder:
         yield folder
 
 
@@ -45,7 +40,7 @@ def serve(runtime: Path, tmp_path: Path, clients: ThreadPoolExecutor) -> Iterato
 @pytest.fixture(scope="module")
 def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """As `serve`, for a server that the tests of one file share."""
-    with _guarded() as runtime, _serving(runtime, tmp_path_factory.mktemp("server")) as start:
+    with guarded() as runtime, _serving(runtime, tmp_path_factory.mktemp("server")) as start:
         yield start
 
 
@@ -95,22 +90,6 @@ def gate(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def _guarded() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    before = _shared_memory()
-    try:
-        yield folder
-        until(lambda: not processes(folder), "no process of the test is left", _GONE_SECONDS)
-        assert not list(folder.iterdir()), "a socket folder is left"
-        if left := _orphans(_shared_memory() - before):
-            until(lambda: not _orphans(left & _shared_memory()), f"{left} are gone from shared memory", _GONE_SECONDS)
-    finally:
-        for process in processes(folder):
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def _serving(runtime: Path, folder: Path) -> Iterator[Serve]:
     """A maker of servers; all of them have ended when the block has, and their logs must be free of tracebacks."""
     servers: list[Server] = []
@@ -136,22 +115,3 @@ def _serving(runtime: Path, folder: Path) -> Iterator[Serve]:
         yield start
     for server in servers:
         assert "Traceback" not in server.log, server.log
-
-
-def _orphans(names: set[str]) -> set[str]:
-    """Those of shared memory that no living process has mapped: what others are using right now is not ours."""
-    inodes = {}
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            inodes[str((_SHARED_MEMORY / name).stat().st_ino)] = name
-    for maps in Path("/proc").glob("[0-9]*/maps") if inodes else ():
-        with contextlib.suppress(OSError):
-            for mapped in maps.read_text(errors="replace").splitlines():
-                # By inode: a semaphore is mapped under the name that it had before it was linked.
-                if str(_SHARED_MEMORY) in mapped:
-                    inodes.pop(mapped.split()[4], None)
-    return set(inodes.values())
-
-
-def _shared_memory() -> set[str]:
-    return {path.name for path in _SHARED_MEMORY.iterdir()} if _SHARED_MEMORY.is_dir() else set()

@@ -1,30 +1,8 @@
-"""Mistakes to plant in the pool, one at a time: `python -m tests.unit.mutants NAME` looks whether the machine notices.
-
-A mutant that nobody notices is a promise that nobody holds the pool to. Each is one exact piece of source text and what
-stands there instead; the source is changed while it is imported, never on disk.
-"""
+"""Mistakes in the pool: the machine in random order has to notice each. How they are planted is in planted.py."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import CodeType, ModuleType
-
-NOTICED, NOT_NOTICED, BROKEN = 10, 11, 12
-_EXAMPLES = 150
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """In `module` of the gateway `old`, which stands there once, becomes `new`."""
-
-    name: str
-    module: str
-    old: str
-    new: str
+from tests.unit.planted import Mutant
 
 
 def _mutants() -> tuple[Mutant, ...]:
@@ -143,8 +121,8 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant(
             "busiest_first",
             dispatch,
-            "key=lambda worker: (len(worker.jobs), worker.served",
-            "key=lambda worker: (-len(worker.jobs), worker.served",
+            "key=lambda worker: (len(worker.jobs), worker.lacks",
+            "key=lambda worker: (-len(worker.jobs), worker.lacks",
         ),
         Mutant("begun_is_taken_back", dispatch, "if job.started or job.over or job.batch:", "if job.over:"),
         Mutant("newest_model_first", dispatch, "if queue), key=order)", "if queue), key=lambda job: -job.submitted)"),
@@ -191,55 +169,3 @@ def _mutants() -> tuple[Mutant, ...]:
 
 
 MUTANTS = {mutant.name: mutant for mutant in _mutants()}
-
-
-class _Planted(MetaPathFinder):
-    """Finds one module, with the mistake in it."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self._mutant = mutant
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self._mutant.module:
-            return None
-        spec = PathFinder.find_spec(fullname, path)
-        assert spec
-        assert spec.origin
-        spec.loader = _Loader(self._mutant, spec.origin)
-        return spec
-
-
-class _Loader(SourceFileLoader):
-    def __init__(self, mutant: Mutant, path: str) -> None:
-        super().__init__(mutant.module, path)
-        self._mutant = mutant
-
-    def get_code(self, fullname: str) -> CodeType:
-        source = self.get_data(self.path).decode()
-        if source.count(self._mutant.old) != 1:
-            raise ImportError(f"{self._mutant.name} does not stand in {fullname} exactly once")
-        return compile(source.replace(self._mutant.old, self._mutant.new), self.path, "exec", dont_inherit=True)
-
-
-def main(name: str) -> int:
-    """Let the machine loose on the pool with this mistake in it; "none" plants none."""
-    if name != "none":
-        sys.meta_path.insert(0, _Planted(MUTANTS[name]))
-    from tests.unit.test_pool_machine import explore
-
-    try:
-        explore(_EXAMPLES)
-    except (NameError, AttributeError, TypeError, ImportError) as error:
-        sys.stdout.write(f"it does not run: {error!r}\n")
-        return BROKEN
-    except Exception as error:
-        sys.stdout.write(f"noticed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n")
-        return NOTICED
-    sys.stdout.write("not noticed\n")
-    return NOT_NOTICED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

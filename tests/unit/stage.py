@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from shared.cards import ModelCard, Size, SizeRule, Task
 from shared.loras import LoraState
 from shared.messages import Ack, Device, Done, Failed, Match, Message, Parameters, Progress, Run, Wanted, WantedModel
-from worker import engine
+from worker import backends, engine
 from worker.backends import Inputs, OnPreview, OnStep, Picture
 
 DEVICE = Device(kind="stub", names=("0",))
@@ -160,6 +161,17 @@ class Stage:
 
     def previews(self, job: str) -> list[int]:
         return [said.preview for said in self.of(Progress) if said.job == job and said.preview is not None]
+
+
+def staged(monkeypatch: pytest.MonkeyPatch, threads: int = 1) -> Iterator[Stage]:
+    """A stage for one test, whose puppet does in the end whatever it still has to."""
+    puppet = Puppet()
+    monkeypatch.setattr(backends, "create", lambda model, device: puppet)
+    stage = Stage(puppet, threads)
+    yield stage
+    for _ in range(9):
+        puppet.orders.put(finish)
+    assert stage.engine.stop(PATIENCE)
 
 
 class Gate:

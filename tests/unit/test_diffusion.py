@@ -82,9 +82,13 @@ def test_a_picture_of_another_shape_is_cut_or_stretched(loaded: Any, stretch: bo
     assert given[32, [4, 32, 60], 0].tolist() == columns
 
 
-def test_options_are_refused(folder: Path) -> None:
-    with pytest.raises(LoadFailed, match="takes no options, found step_seconds"):
+def test_options_are_bounds_of_loras(folder: Path) -> None:
+    with pytest.raises(LoadFailed, match="step_seconds: not options of a pipeline"):
         backend(folder, step_seconds=1.0).load()
+    made = backend(folder, max_adapter_bytes=7)
+    made.load()
+    assert made._loras._limits.max_adapter_bytes == 7
+    made.unload()
 
 
 def test_a_worker_for_the_stub_runs_no_pipeline(folder: Path) -> None:

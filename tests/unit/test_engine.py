@@ -14,30 +14,20 @@ from shared.errors import OutOfMemory
 from shared.formats import ImageHeader, image_header
 from shared.messages import Done, Failed, Parameters, Progress, Run
 from tests.flavours import picture, saved
-from tests.unit.stage import PATIENCE, PIXELS, Gate, Puppet, Stage, fail, finish, show, step
-from worker import backends, engine, finishing, inputs
+from tests.unit.stage import PATIENCE, PIXELS, Gate, Stage, fail, finish, show, staged, step
+from worker import engine, finishing, inputs
 from worker.device import DeviceLost
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    yield from staged(monkeypatch, 1)
+    yield from staged(monkeypatch)
 
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """With two encoders."""
     yield from staged(monkeypatch, 2)
-
-
-def staged(monkeypatch: pytest.MonkeyPatch, threads: int) -> Iterator[Stage]:
-    puppet = Puppet()
-    monkeypatch.setattr(backends, "create", lambda model, device: puppet)
-    stage = Stage(puppet, threads)
-    yield stage
-    for _ in range(9):
-        puppet.orders.put(finish)
-    assert stage.engine.stop(PATIENCE)
 
 
 GOOD = saved(picture(), "PNG")

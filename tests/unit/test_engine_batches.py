@@ -8,19 +8,12 @@ import pytest
 
 from shared.errors import OutOfMemory
 from shared.messages import Done, Progress
-from tests.unit.stage import PATIENCE, Puppet, Stage, fail, finish, step
-from worker import backends
+from tests.unit.stage import Stage, fail, finish, staged, step
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    puppet = Puppet()
-    monkeypatch.setattr(backends, "create", lambda model, device: puppet)
-    stage = Stage(puppet, 1)
-    yield stage
-    for _ in range(9):
-        puppet.orders.put(finish)
-    assert stage.engine.stop(PATIENCE)
+    yield from staged(monkeypatch)
 
 
 def sent(stage: Stage, *jobs: str, size: int = 0) -> None:

@@ -9,19 +9,12 @@ import pytest
 from shared.errors import LoraFailed
 from shared.loras import Adapter, LoraState
 from shared.messages import Ack, Done, Prepare, Prepared, Wanted
-from tests.unit.stage import MODEL, PATIENCE, Puppet, Stage, fail, finish, step
-from worker import backends
+from tests.unit.stage import MODEL, Stage, fail, finish, staged, step
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    puppet = Puppet()
-    monkeypatch.setattr(backends, "create", lambda model, device: puppet)
-    stage = Stage(puppet, 1)
-    yield stage
-    for _ in range(9):
-        puppet.orders.put(finish)
-    assert stage.engine.stop(PATIENCE)
+    yield from staged(monkeypatch)
 
 
 def test_a_vote_is_cast_while_the_device_is_busy(stage: Stage) -> None:

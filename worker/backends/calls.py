@@ -167,13 +167,11 @@ class Caller:
         raise UnsupportedOperation("this model takes no negative prompt", param="negative_prompt")
 
     def _text_tokens(self, prompt: str) -> int:
-        pipeline = self._pipeline
         if self._said:
             most = self._said.defaults.max_sequence_length
         else:
-            # Not every pipeline tells how much it reads; its tokenizer does.
-            most = getattr(pipeline, "tokenizer_max_length", pipeline.tokenizer.model_max_length)
-        return min(len(pipeline.tokenizer(prompt).input_ids), int(most))
+            most = getattr(self._pipeline, "tokenizer_max_length", self._family.text_tokens)
+        return min(len(self._pipeline.tokenizer(prompt).input_ids), int(most))
 
     def _tokens(self, width: int, height: int) -> int:
         return int((width // self._token_side) * (height // self._token_side))

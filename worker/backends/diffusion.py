@@ -22,7 +22,7 @@ from worker.backends.calls import Call, Caller
 from worker.backends.families import Family, family_of
 from worker.backends.previews import UNPACK, Map, Watched
 from worker.embedded import Manifest
-from worker.loras.state import Loras
+from worker.loras.state import Limits, Loras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +47,7 @@ class Diffusion:
         self._loras: Loras
 
     def load(self) -> ModelCard:
-        if self._model.options:
-            raise LoadFailed(f"{self._model.id}: a pipeline takes no options, found {', '.join(self._model.options)}")
+        limits = self._limits()
         folder = models.locate(self._model)
         said = models.read_manifest(folder)
         family = self._family = family_of(folder)
@@ -75,7 +74,7 @@ class Diffusion:
         if family.latents:
             self._preview = (said and Map.of(said)) or self._guarded(lambda: Map.fitted(self._pipeline.vae))
         self._caller = Caller(family, said, self._pipeline)
-        self._loras = self._guarded(lambda: Loras(self._pipeline, folder))
+        self._loras = self._guarded(lambda: Loras(self._pipeline, folder, limits))
         return self._card(models.revision(folder), said)
 
     def generate(self, run: Run, inputs: Inputs, on_step: OnStep, on_preview: OnPreview) -> list[Picture]:
@@ -156,6 +155,15 @@ class Diffusion:
             self.__dict__.pop(holder, None)
         gc.collect()
         devices.free_memory(self._device)
+
+    def _limits(self) -> Limits:
+        """The bounds among the model's options. Raises LoadFailed for anything else among them."""
+        try:
+            return Limits(**self._model.options)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise LoadFailed(
+                f"{self._model.id}: {', '.join(self._model.options)}: not options of a pipeline"
+            ) from error
 
     def _card(self, revision: str, said: Manifest | None) -> ModelCard:
         family = self._family

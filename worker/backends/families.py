@@ -40,6 +40,8 @@ class Family:
     # How its latents lie in its loop, by UNPACK in previews.py, and how many of them make a side of a token.
     latents: str = ""
     patch: int = 2
+    # How many tokens of a prompt it reads, where the pipeline itself does not say.
+    text_tokens: int = 512
     # How many pictures one call may make.
     max_batch: int = 1
     # Steps of a folder whose index says `is_distilled`: such a model needs few and takes no notice of guidance.
@@ -74,6 +76,7 @@ _RECORDS = (
         guidance=5.0,
         max_guidance=30.0,
         negative_prompt="argument",
+        text_tokens=77,
         max_batch=16,
     ),
     # Its guidance is what is added: 0 is none, which is what the turbo model takes, with 8 or 9 steps.

@@ -34,8 +34,8 @@ class Attached:
 
     @property
     def bytes(self) -> int:
-        """What the resident ones take on the device."""
-        return sum(self._resident.values())
+        """What the resident ones take on the device; may be asked from any thread."""
+        return sum(list(self._resident.values()))
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -94,23 +94,35 @@ class Attached:
         key = _key(fitted.sha256)
         self._resident[fitted.sha256] = device_bytes(fitted.layers, self._slots)
         for part, layers in fitted.layers.items():
-            module = self._parts[part]
-            try:
-                inject_adapter_in_model(
-                    _config(layers),
-                    module,
-                    adapter_name=key,
-                    low_cpu_mem_usage=True,
-                    state_dict={f"{name}.lora_A.weight": layer.down for name, layer in layers.items()},
-                )
-            finally:
-                # It is of use to nobody here, and PEFT warns of a second one.
-                vars(module).pop("peft_config", None)
-                # Also those of an attempt that has failed half-way: they have to be found to be cleared.
-                found = {name: module.get_submodule(name) for name in layers}
-                self._layers[part] |= {name: each for name, each in found.items() if isinstance(each, LoraLayer)}
+            known, config = self._layers[part], _config(layers)
+            self._wrap(part, {name: layer for name, layer in layers.items() if name not in known}, key)
+            # PEFT's injection goes through all layers for each one that is there already: in a large model, seconds.
+            with torch.device("meta"):
+                for name, layer in layers.items():
+                    if key not in known[name].lora_A:
+                        known[name].update_layer(key, layer.rank, lora_alpha=layer.rank, config=config)
             for name, layer in layers.items():
                 self._fill(part, name, layer, key)
+
+    def _wrap(self, part: str, layers: Mapping[str, Layer], key: str) -> None:
+        """PEFT's layers around those that have none yet."""
+        if not layers:
+            return
+        module = self._parts[part]
+        try:
+            inject_adapter_in_model(
+                _config(layers),
+                module,
+                adapter_name=key,
+                low_cpu_mem_usage=True,
+                state_dict={f"{name}.lora_A.weight": layer.down for name, layer in layers.items()},
+            )
+        finally:
+            # It is of use to nobody here, and PEFT warns of a second one.
+            vars(module).pop("peft_config", None)
+            # Also those of an attempt that has failed half-way: they have to be found to be cleared.
+            found = {name: module.get_submodule(name) for name in layers}
+            self._layers[part] |= {name: each for name, each in found.items() if isinstance(each, LoraLayer)}
 
     def _fill(self, part: str, name: str, layer: Layer, key: str) -> None:
         wrapper: Any = self._layers[part][name]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from diffusers.utils import state_dict_utils
-from peft.utils.other import get_pattern_key
 
 from shared.errors import AdapterMisfit, InvalidAdapter
 from shared.safetensors import said
@@ -149,10 +148,12 @@ def _scale(layer: str, rank: int, written: Mapping[str, Any]) -> float:
     part, _, name = layer.partition(".")
     alpha = written.get(f"{part}.lora_alpha")
     pattern = written.get(f"{part}.alpha_pattern")
-    if isinstance(pattern, dict):
-        # In their own syntax, but from a stranger: as names, and never as expressions.
-        known = {re.escape(str(key).removeprefix("^")): value for key, value in pattern.items()}
-        alpha = known.get(get_pattern_key(list(known), name), alpha)
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        # As PEFT reads them, but as names: an expression of a stranger's may take for ever.
+        known = str(key).removeprefix("^").removesuffix("$")
+        if name == known or (not str(key).startswith("^") and name.endswith(f".{known}")):
+            alpha = value
+            break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         return 1.0
     return float(alpha) / (math.sqrt(rank) if written.get(f"{part}.use_rslora") is True else max(rank, 1))

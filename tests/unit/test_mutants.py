@@ -1,4 +1,4 @@
-"""Each mistake that is planted in the pool is noticed by the machine in random order; without one, nothing is."""
+"""Each mistake that is planted is noticed by its machine in random order; without one, nothing is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.unit.mutants import MUTANTS, NOT_NOTICED, NOTICED
+from tests.unit.planted import MACHINES, NOT_NOTICED, NOTICED, Mutant
 
 # On a machine that others keep busy; a mutant takes a second or two.
 _MOST_SECONDS = 200.0
 _ROOT = Path(__file__).resolve().parents[2]
 
+MUTANTS: dict[str, Mutant] = {
+    f"{machine}:{name}": mutant
+    for machine, (module, _) in MACHINES.items()
+    for name, mutant in import_module(module).MUTANTS.items()
+}
 Verdict = Callable[[str], tuple[int, str]]
 pytestmark = pytest.mark.timeout(_MOST_SECONDS + 40)
 
@@ -34,7 +40,7 @@ def verdict(request: pytest.FixtureRequest) -> Iterator[Verdict]:
 
 
 def _look_for(name: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tests.unit.mutants", name]
+    command = [sys.executable, "-m", "tests.unit.planted", name]
     ran = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_MOST_SECONDS)
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -55,7 +61,7 @@ def test_a_mutant_is_noticed(verdict: Verdict, name: str) -> None:
     assert status == NOTICED, said
 
 
-@pytest.mark.parametrize("name", ["none"])
+@pytest.mark.parametrize("name", [f"{machine}:none" for machine in MACHINES])
 def test_without_a_mutant_nothing_is_noticed(verdict: Verdict, name: str) -> None:
     status, said = verdict(name)
     assert status == NOT_NOTICED, said
