@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.store import schema
-from shared.errors import Internal, StorageFull
+from shared import logs
+from shared.errors import ConfigError, Internal, StorageFull
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 NAME = "replicast.db"
+
+log = logs.get("store")
 
 T = TypeVar("T")
 
@@ -30,11 +33,20 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._engine: AsyncEngine | None = None
+        self._made = False
         self._opening = asyncio.Lock()
 
     def prepare(self) -> None:
-        """Make the file or bring it to this version's schema. Blocks. Raises ConfigError if it cannot be used."""
-        schema.prepare(self.path)
+        """Look at the file, and bring an older one to this version's schema. Blocks. Raises ConfigError.
+
+        A new folder gets its file when it is first asked for something.
+        """
+        self._made = schema.prepare(self.path)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever written: nobody need ask then, which takes a while the first time."""
+        return not self._made
 
     async def read(self, query: Executable) -> list[RowMapping]:
         """The rows of a query. Raises Internal if the file has become unreadable."""
@@ -71,6 +83,13 @@ class Database:
 
     async def _opened(self) -> AsyncEngine:
         async with self._opening:
+            if not self._made:
+                try:
+                    await asyncio.to_thread(schema.make, self.path)
+                except ConfigError as error:
+                    log.error("database_not_made", reason=error.message)
+                    raise Internal("The server's database cannot be made; its log says why.") from error
+                self._made = True
             if self._engine is None:
                 self._engine = await asyncio.to_thread(_engine, self.path)
             return self._engine

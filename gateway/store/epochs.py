@@ -62,6 +62,8 @@ class Epochs:
 
     async def highest(self, model: str) -> int:
         """The highest number that was ever given to a decision about this model; 0 before the first."""
+        if self._database.is_new:
+            return 0
         from sqlalchemy import func, select
 
         from gateway.store.tables import LORA_EPOCHS as TABLE
@@ -101,6 +103,8 @@ class Epochs:
         await self._database.write(insert(TABLE).values(row))
 
     async def _newest(self, model: str, *, committed: bool) -> Epoch | None:
+        if self._database.is_new:
+            return None
         from sqlalchemy import select
 
         from gateway.store.tables import LORA_EPOCHS as TABLE

@@ -16,19 +16,20 @@ from shared.errors import ConfigError
 
 HEAD = "r0001"
 BUSY_SECONDS = 10.0
+_EMPTY, _UNKNOWN = "", "?"
 # Commits are synced to the disk: with less, the last ones would be lost with the power.
 PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL")
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def prepare(path: Path) -> None:
-    """Make the file, or bring it to this schema: all of that or nothing. Blocks. Raises ConfigError.
+def prepare(path: Path) -> bool:
+    """Whether there is anything in the file; one that is older is brought to this schema, all of the way or not at all.
 
-    Quick where nothing is to do; SQLAlchemy is imported only for a file that is new or older.
+    Blocks; quick where nothing is to do: SQLAlchemy is imported only for an older file. Raises ConfigError.
     """
     with _told(path):
-        # For us alone. What SQLite puts beside it follows its mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not path.exists():
+            return False
         try:
             found = _version(path, "ro")
         except sqlite3.OperationalError as error:
@@ -36,8 +37,17 @@ def prepare(path: Path) -> None:
                 raise
             # It was left in the middle of its first write, which has to be taken back first.
             found = _version(path, "rw")
-        if found != HEAD:
+        if found not in (HEAD, _EMPTY):
             _upgrade(path, found)
+        return found != _EMPTY
+
+
+def make(path: Path) -> None:
+    """Make the file of a new data folder. Blocks. Raises ConfigError."""
+    with _told(path):
+        # For us alone. What SQLite puts beside it follows its mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _upgrade(path, _EMPTY)
 
 
 @contextmanager
@@ -56,23 +66,25 @@ def _told(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path} cannot be used: {error.strerror}", param="data_dir") from error
 
 
-def _version(path: Path, mode: str) -> str | None:
-    """The schema's version that the file says it has, None in a new one. With `ro` not a byte of it changes."""
+def _version(path: Path, mode: str) -> str:
+    """The schema's version that the file says it has, or _EMPTY, or _UNKNOWN. With `ro` not a byte of it changes."""
     # Whoever opens a file to write also tidies it at the end, which is no good to a damaged one.
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=BUSY_SECONDS)) as connection:
+    address = f"file:{quote(str(path))}?mode={mode}"
+    with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
         [[verdict]] = connection.execute("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             damage = sqlite3.DatabaseError(str(verdict).partition("\n")[2] or str(verdict))
             damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise damage
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
-            return None
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+        if "alembic_version" not in tables:
+            return _UNKNOWN if tables else _EMPTY
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        return str(row[0]) if row else None
+        return str(row[0]) if row else _UNKNOWN
 
 
-def _upgrade(path: Path, found: str | None) -> None:
-    # Half a second, once in the life of a version.
+def _upgrade(path: Path, found: str) -> None:
+    # To import these takes half a second: once in the life of a version.
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -84,7 +96,9 @@ def _upgrade(path: Path, found: str | None) -> None:
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
+    if found == _UNKNOWN:
+        raise ConfigError(f"{path} holds what Replicast never wrote: move it away", param="data_dir")
+    if found not in known and found != _EMPTY:
         raise ConfigError(
             f"{path} was written by a newer Replicast (schema {found}, this one knows {HEAD}): start that one again, "
             "or give another --data-dir",

@@ -83,6 +83,7 @@ async def test_decisions_made_at_once_are_all_kept(tmp_path: Path) -> None:
 
 async def test_the_loop_runs_on_while_it_is_written(tmp_path: Path) -> None:
     async with opened(tmp_path) as epochs:
+        await epochs.commit(replace(FIRST, epoch=9, model="other"))
         with closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             waiting = asyncio.create_task(epochs.commit(FIRST))
@@ -173,6 +174,17 @@ async def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path: Path) -> N
         await epochs.commit(replace(FIRST, epoch=2))
 
 
+async def test_a_file_that_cannot_be_made_is_told_without_its_place(tmp_path: Path) -> None:
+    async with opened(tmp_path) as epochs:
+        (tmp_path / NAME).mkdir()
+        with pytest.raises(Internal) as caught:
+            await epochs.commit(FIRST)
+        assert str(tmp_path) not in caught.value.message
+        (tmp_path / NAME).rmdir()
+        await epochs.commit(FIRST)
+        assert await epochs.last("org/sdxl") == FIRST
+
+
 # The file, before anything uses it
 
 
@@ -184,7 +196,9 @@ def test_an_older_file_is_brought_up_to_date_and_a_new_one_has_the_tables_we_use
 
     from gateway.store.tables import METADATA
 
-    schema.prepare(tmp_path / NAME)
+    assert schema.prepare(tmp_path / NAME) is False
+    schema.make(tmp_path / NAME)
+    assert schema.prepare(tmp_path / NAME) is True
     engine = create_engine(f"sqlite:///{tmp_path / NAME}")
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -195,12 +209,38 @@ def test_an_older_file_is_brought_up_to_date_and_a_new_one_has_the_tables_we_use
     assert steps.get_heads() == [schema.HEAD]
 
 
-def test_nothing_heavy_is_imported_where_nothing_is_to_do(tmp_path: Path) -> None:
-    schema.prepare(tmp_path / NAME)
-    program = "import sys; from gateway.store.database import Database; from pathlib import Path; "
-    program += f"Database(Path({str(tmp_path)!r})).prepare(); print('sqlalchemy' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ran.stdout == "False\n", ran.stderr
+LOOKING = """
+import asyncio, pathlib, sys
+from gateway.store.database import Database
+from gateway.store.epochs import Epochs
+
+database = Database(pathlib.Path(sys.argv[1]))
+database.prepare()
+if database.is_new:
+    assert asyncio.run(Epochs(database).last("m")) is None
+    assert asyncio.run(Epochs(database).highest("m")) == 0
+print(database.is_new, "sqlalchemy" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_nothing_heavy_is_imported_where_nothing_is_to_do(tmp_path: Path, is_new: bool) -> None:
+    if not is_new:
+        schema.make(tmp_path / NAME)
+    program = [sys.executable, "-c", LOOKING, str(tmp_path)]
+    ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == f"{is_new} False\n", ran.stderr
+    assert (tmp_path / NAME).exists() == (not is_new)
+
+
+def test_a_file_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="Replicast never wrote"):
+        schema.prepare(path)
+    assert path.read_bytes() == before
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -209,7 +249,7 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE lora_epochs (x)")
     with pytest.raises(ConfigError, match="already exists"):
-        schema.prepare(path)
+        schema.make(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name, sql FROM sqlite_master").fetchall() == [
             ("lora_epochs", "CREATE TABLE lora_epochs (x)")
