@@ -197,6 +197,8 @@ class Engine:
         started = time.monotonic()
         try:
             backend = self._residents.backend(tasks[0].run)
+            for task in tasks:
+                task.loras = self._residents.loras(task.run)
             pictures = self._alone(backend, tasks[0]) if len(tasks) == 1 else self._together(backend, tasks)
         except Stopped:
             self._fail(tasks, Cancelled("cancelled"))
@@ -290,7 +292,7 @@ class Engine:
         run = task.run
         started = time.monotonic()
         try:
-            encoded = [finishing.encoded(picture, run) for picture in pictures]
+            encoded = [finishing.encoded(picture, run, task.loras) for picture in pictures]
             # They were begun before; nobody may hear of a picture that is to come after it has come.
             wait(task.previews)
         except Exception:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from shared.cards import Size
+from shared.loras import NO_LORAS, LoraState
 from shared.messages import ImageFacts, Run, Tokens
 from worker import images
 from worker.backends import Picture
 
 
-def encoded(picture: Picture, run: Run) -> bytes:
-    """The picture in its format; a PNG with what it was made from, if that was asked for."""
+def encoded(picture: Picture, run: Run, loras: LoraState = NO_LORAS) -> bytes:
+    """The picture in its format; a PNG with what it was made from, if that was asked for, with these LoRAs."""
     if picture.encoded is not None:
         return picture.encoded
     assert picture.pixels is not None
     wish = run.parameters
-    text = _parameters(run, picture.seed) if wish.write_parameters else None
+    text = _parameters(run, picture.seed, loras) if wish.write_parameters else None
     return images.encode(picture.pixels, wish.output_format, wish.output_compression, text)
 
 
@@ -45,10 +47,10 @@ def tokens(pictures: Sequence[Picture]) -> Tokens:
     )
 
 
-def _parameters(run: Run, seed: int) -> str:
+def _parameters(run: Run, seed: int, loras: LoraState) -> str:
     """What a picture was made from, as JSON: nothing in it depends on the replica, so that equal seeds stay equal."""
     wish = run.parameters
-    said = {
+    said: dict[str, Any] = {
         "model": run.model,
         "prompt": wish.prompt,
         "negative_prompt": wish.negative_prompt,
@@ -61,4 +63,10 @@ def _parameters(run: Run, seed: int) -> str:
         said["task"] = run.task
     if wish.strength is not None:
         said["strength"] = wish.strength
+    if used := [
+        {"name": each.name, "sha256": each.sha256, "scale": scale, "target": each.target}
+        for each, scale in loras.effective()
+    ]:
+        # Without the epoch: the same LoRAs make the same picture in any.
+        said |= {"loras": used, "lora_mode": loras.mode}
     return json.dumps(said, ensure_ascii=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shared import logs
 from shared.errors import Behind, LoadFailed, LoraFailed, OutOfMemory, ReplicastError
-from shared.loras import NO_LORAS
+from shared.loras import NO_LORAS, LoraState
 from shared.messages import Device, Outcome, Prepare, Prepared, Problem, Resident, Run, Wanted, WantedModel
 from worker import backends
 from worker.backends import Backend
@@ -93,6 +93,11 @@ class Residents:
         if held is None or held.backend is None or (held.model.epoch, held.model.digest) != (run.epoch, run.digest):
             raise Behind(f"{run.model} is not held in epoch {run.epoch}")
         return held.backend
+
+    def loras(self, run: Run) -> LoraState:
+        """The LoRAs that this run is made with: its own, or those of its model's state."""
+        held = self._held[run.model].model.loras
+        return held if run.loras is None else LoraState(adapters=run.loras)
 
     def facts(self) -> tuple[Resident, ...]:
         """The models held, with their states."""

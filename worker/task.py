@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from shared.loras import NO_LORAS, LoraState
 from shared.messages import Done, Failed, Message, Progress, Run
 from worker.backends import Inputs
 
@@ -26,6 +27,7 @@ class Task:
     previews: list[Future[None]] = field(default_factory=list)
     taken: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+    loras: LoraState = NO_LORAS
     reported: float = 0.0
     step: int = 0
     _over: bool = False
