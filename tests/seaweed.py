@@ -36,7 +36,8 @@ class Seaweed:
 def seaweed(folder: Path) -> Iterator[Seaweed]:
     """A server whose files lie in `folder`, gone when the block ends."""
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-    program = [str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}", f"-bucket={BUCKET}"]
+    program = [str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "mini"]
+    program += [f"-dir={folder}", f"-bucket={BUCKET}"]
     program += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"]
     program += [f"-{name}={port}" for name, port in ports.items()]
     server = Seaweed(f"http://127.0.0.1:{ports['s3.port']}")
@@ -56,6 +57,10 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
         finally:
             process.kill()
             process.wait()
+            # Its parts talk to each other by these, and it has no way to put them elsewhere.
+            for port in {port + more for port in ports.values() for more in (0, _GRPC_OFFSET)}:
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink(missing_ok=True)
 
 
 def _wait(server: Seaweed, process: subprocess.Popen[bytes], log: Path) -> None:
