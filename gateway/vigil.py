@@ -21,7 +21,8 @@ def verdict(
     worker: Worker, version: int, punctual: bool, limits: Limits, costs: Costs
 ) -> Death | Literal["still"] | None:
     """Count one tick of this worker, and say why it must go, if it must; "still" asks for a word with it first."""
-    applying = worker.version != version
+    # What it has begun it finishes first, and meanwhile it is held to what any work is held to.
+    applying = worker.version != version and not any(job.started for job in worker.jobs.values())
     moved = worker.steps != worker.steps_seen
     worker.steps_seen = worker.steps
     worker.applying_ticks = worker.applying_ticks + 1 if applying else 0

@@ -112,13 +112,12 @@ def _row(state: State, name: str, facts: Facts) -> dict[str, Any]:
 
 def _session(pool: Pool, worker: Worker) -> dict[str, Any]:
     """What a worker that has introduced itself adds."""
-    states = {model.id: model.epoch for model in pool.wanted.models}
     models = [
         {
             "id": model,
             "state": "failed" if outcome.problem else worker.device.kind,
             "memory_bytes": outcome.memory_bytes,
-            "lora_epoch": states.get(model, outcome.epoch),
+            "lora_epoch": outcome.epoch,
             "problem": outcome.problem.message if outcome.problem else None,
         }
         for model, outcome in worker.outcomes.items()

@@ -136,6 +136,7 @@ def _mutants() -> tuple[Mutant, ...]:
             "            queue.remove(job)",
         ),
         # Who must go
+        Mutant("busy_are_not_looked_after", vigil, "not any(job.started for job in worker.jobs.values())", "True"),
         Mutant("silent_for_ever", vigil, "if worker.missed >= limits.gone_after:", "if False:"),
         Mutant("our_stall_is_blamed", vigil, "    if punctual:\n", "    if True:\n"),
         Mutant("loaders_are_blamed", vigil, "    if applying:\n", "    if False:\n"),

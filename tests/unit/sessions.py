@@ -84,7 +84,7 @@ class Session:
 
     def pass_tick(self, version: int, punctual: bool) -> None:
         """A ping interval passes."""
-        applying = self.acked != version
+        applying = self.applies(version)
         moved, self.seen = self.steps != self.seen, self.steps
         self.applying = self.applying + 1 if applying else 0
         if punctual:
@@ -96,13 +96,17 @@ class Session:
             self.asked += punctual and self.asked >= 0
         self.heard = False
 
+    def applies(self, version: int) -> bool:
+        """Whether it brings itself into a newer state: not before it has finished what it has begun."""
+        return self.acked != version and not any(hand.begun for hand in self.hands.values())
+
     def stands_still(self, limits: Limits) -> bool:
         """Whether its device has shown no step for longer than it may."""
         return self.still * limits.ping_seconds > limits.stuck_seconds
 
     def ails(self, version: int, limits: Limits) -> set[str]:
         """Why time alone may take it, and must."""
-        if self.acked != version:
+        if self.applies(version):
             return {"load_timeout"} if self.applying * limits.ping_seconds > limits.load_seconds else set()
         silent = {"silent"} if self.missed >= limits.gone_after else set()
         return silent | ({"stuck"} if self.asked >= limits.gone_after else set())

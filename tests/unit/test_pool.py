@@ -9,6 +9,7 @@ from gateway.limits import Limits
 from gateway.workers import State
 from shared import messages as m
 from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
+from shared.loras import NO_LORAS
 from shared.sources import wanted
 from shared.wire import Packet, Stamp
 from tests.unit.world import CARD, MODEL, Puppet, World
@@ -806,3 +807,15 @@ def test_a_death_with_a_batch_in_hand_costs_each_of_it_and_then_they_run_alone()
     assert [job.crashes for job in jobs] == [1, 1, 1]
     b = world.ready("b")
     assert batches(b) == [(jobs[0].id,)]
+
+
+def test_who_is_told_of_a_newer_state_in_the_middle_of_work_is_still_looked_after() -> None:
+    """Until it has finished what it has begun it applies nothing, and its silence is no loading."""
+    world = World(limits=Limits(ping_seconds=1, gone_after=4, load_seconds=900))
+    worker = world.ready("a")
+    job = world.submit()
+    world.start(worker, worker.took(m.Run)[0])
+    world.do(world.pool.decide("stub", 1, NO_LORAS, world.now))
+    world.tick(5)
+    assert world.killed == ["a"]
+    assert not job.over
