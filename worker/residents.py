@@ -6,12 +6,23 @@ import time
 from dataclasses import dataclass
 
 from shared import logs
-from shared.errors import Behind, LoadFailed, LoraFailed, OutOfMemory, ReplicastError
+from shared.errors import (
+    AdapterMisfit,
+    Behind,
+    InvalidAdapter,
+    LoadFailed,
+    LoraFailed,
+    OutOfMemory,
+    ReplicastError,
+    UnknownAdapter,
+)
 from shared.loras import NO_LORAS, LoraState
 from shared.messages import Device, Outcome, Prepare, Prepared, Problem, Resident, Run, Wanted, WantedModel
 from worker import backends
 from worker.backends import Backend
 from worker.device import DeviceLost
+
+_OF_FILES = (AdapterMisfit, InvalidAdapter, UnknownAdapter)
 
 log = logs.get("engine")
 
@@ -154,7 +165,7 @@ class Residents:
         assert held.backend is not None
         problem = self._adopted(held, model)
         if problem is not None:
-            # It starts afresh. What fails twice is not served: the gateway has the process started anew.
+            # It starts afresh. What fails twice is not served, and where weights are in doubt the process ends for it.
             problem = self._adopted(held, model)
         if problem is None:
             return
@@ -162,7 +173,7 @@ class Residents:
         held.model, held.backend = model, None
         held.outcome = Outcome(model=model.id, problem=Problem.of(problem))
 
-    def _adopted(self, held: _Held, model: WantedModel) -> LoraFailed | None:
+    def _adopted(self, held: _Held, model: WantedModel) -> ReplicastError | None:
         """One try; why it failed. What was raised is gone when this returns, and with it the tensors it held."""
         assert held.backend is not None
         started = time.monotonic()
@@ -179,7 +190,9 @@ class Residents:
                 problem=said,
                 exc_info=not isinstance(error, ReplicastError),
             )
-            return LoraFailed(f"{model.id} cannot take on the LoRAs of epoch {model.epoch}: {said}")
+            failed = f"{model.id} cannot take on the LoRAs of epoch {model.epoch}: {said}"
+            # A file that is gone or spoilt is no better for a new process: this one stays, and tries again when told.
+            return type(error)(failed) if isinstance(error, _OF_FILES) else LoraFailed(failed)
         seconds = time.monotonic() - started
         held.model, held.sound = model, True
         held.outcome = held.outcome.model_copy(

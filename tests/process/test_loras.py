@@ -246,3 +246,22 @@ def test_a_request_that_leaves_its_loras_behind_spoils_no_other(serve: Serve, fo
     answer = server.post(prompt="x", loras=[{"path": "leaky.safetensors"}])
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "lora_failed")
     expect_everywhere(server, [0.5], 1)
+
+
+def test_a_file_that_is_lost_from_the_shelf_keeps_its_model_from_serving_until_it_is_not_wanted(
+    serve: Serve, folder: Path
+) -> None:
+    server = stubs(serve, folder)
+    assert put(server, "ink", 0.5).status_code == 200
+    [copy] = (server.data_dir / "loras" / "shelf").glob("*.safetensors")
+    copy.unlink()
+    for pid in server.workers().values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(row["problem"] for row in told(server)["replicas"]), "what keeps them", 30)
+    assert {row["problem"]["code"] for row in told(server)["replicas"]} == {"lora_not_found"}
+    assert server.post(prompt="x").status_code == 503
+    pids = set(server.workers().values())
+    assert ordered(server, lora_nickname=[]).status_code == 200
+    expect_everywhere(server, [], 2)
+    # Nobody had to be started anew for it.
+    assert set(server.workers().values()) == pids

@@ -156,3 +156,15 @@ def test_what_cannot_be_adopted_is_told_and_never_raised(
 
         monkeypatch.setattr(residents._held["m"].backend, "prepare", fail)
         assert code() == expected
+
+
+def test_a_file_that_is_gone_is_told_as_that_and_can_be_done_without(
+    residents: Residents, tmp_path: Path, ink: Adapter
+) -> None:
+    (tmp_path / f"{ink.sha256}.safetensors").unlink()
+    [outcome] = residents.reconcile(wanted(tmp_path, 1, ink))
+    assert outcome.problem
+    assert (outcome.card, outcome.problem.code) == (None, "lora_not_found")
+    [outcome] = residents.reconcile(wanted(tmp_path, 2))
+    assert outcome.card
+    assert outcome.epoch == 2
