@@ -26,6 +26,11 @@ def admit(job: Job, ledger: Ledger, workers: Mapping[str, Worker], door: Door, l
         raise _full(f"The queue of {model!r} is full.", wait_seconds(model, ledger, workers, now))
     if limits.max_queue_per_key and backlog.waiting_of(job.owner) >= limits.max_queue_per_key:
         raise _full("Too many images of this key are waiting.", wait_seconds(model, ledger, workers, now))
+    cost = ledger.costs.seconds(model, job.work)
+    if _passes(backlog.seconds(model), cost, limits.max_queue_seconds):
+        raise _full(f"Too much work for {model!r} is waiting.", wait_seconds(model, ledger, workers, now))
+    if _passes(backlog.seconds_of(job.owner), cost, limits.max_queue_seconds_per_key):
+        raise _full("Too much work of this key is waiting.", wait_seconds(model, ledger, workers, now))
     # What would expire before its turn is refused now, while the client can still do something else: but on no guess.
     if (
         backlog.waiting(model)
@@ -33,6 +38,11 @@ def admit(job: Job, ledger: Ledger, workers: Mapping[str, Worker], door: Door, l
         and (wait := wait_seconds(model, ledger, workers, now)) > job.deadline - now
     ):
         raise _full(f"The queue of {model!r} is longer than the request's timeout.", wait)
+
+
+def _passes(waiting_seconds: float, cost_seconds: float, most_seconds: float) -> bool:
+    """Whether this work is more than may wait beside what waits: where nothing does, any is taken."""
+    return 0.0 < most_seconds < waiting_seconds + cost_seconds and waiting_seconds > 0.0
 
 
 def wait_seconds(model: str, ledger: Ledger, workers: Mapping[str, Worker], now: float) -> float:

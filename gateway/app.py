@@ -263,6 +263,8 @@ def _limits(settings: Settings) -> Limits:
         max_attempts=settings.max_attempts,
         max_queue=settings.max_queue,
         max_queue_per_key=settings.max_queue_per_key,
+        max_queue_seconds=settings.max_queue_seconds,
+        max_queue_seconds_per_key=settings.max_queue_seconds_per_key,
         max_batch=settings.max_batch,
     )
 

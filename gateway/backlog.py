@@ -26,6 +26,8 @@ class Backlog:
         self._time = 0.0
         self._clocks: dict[str, float] = {}
         self._waiting: Counter[str] = Counter()
+        # What each owner has waiting, in seconds of one device; for whom nothing waits there is no entry.
+        self._asked: dict[str, float] = {}
 
     def __contains__(self, model: str) -> bool:
         return model in self._queues
@@ -44,6 +46,10 @@ class Backlog:
     def waiting_of(self, owner: str) -> int:
         """How many jobs of this owner wait."""
         return self._waiting[owner]
+
+    def seconds_of(self, owner: str) -> float:
+        """What this owner has waiting, in seconds of one device."""
+        return self._asked.get(owner, 0.0)
 
     def seconds(self, model: str) -> float:
         """What waits for this model, in seconds of one device."""
@@ -79,6 +85,7 @@ class Backlog:
         """Put a job in its place: one that lost its worker keeps the one it had."""
         queue = self._queues[job.model]
         self._waiting[job.owner] += 1
+        self._asked[job.owner] = self._asked.get(job.owner, 0.0) + job.cost_seconds
         if not queue or order(queue[-1]) <= order(job):
             queue.append(job)
         else:
@@ -104,8 +111,9 @@ class Backlog:
 
     def _forget(self, job: Job) -> None:
         self._waiting[job.owner] -= 1
+        self._asked[job.owner] -= job.cost_seconds
         if not self._waiting[job.owner]:
-            del self._waiting[job.owner]
+            del self._waiting[job.owner], self._asked[job.owner]
 
 
 def order(job: Job) -> tuple[float, float]:

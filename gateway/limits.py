@@ -20,4 +20,6 @@ class Limits:
     max_attempts: int = 3
     max_queue: int = 1000
     max_queue_per_key: int = 0
+    max_queue_seconds: float = 0.0
+    max_queue_seconds_per_key: float = 0.0
     max_batch: int = 1

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     log_level: Level = Field("info", description="debug, info, warning or error")
     log_format: Format = Field("text", description="text or json")
     max_queue: int = Field(1000, ge=1, le=1_000_000, description="waiting images per model before 429")
+    max_queue_seconds: float = Field(
+        0.0, ge=0, le=10_000_000, description="waiting work per model in seconds of one device before 429; 0: any"
+    )
+    max_queue_seconds_per_key: float = Field(
+        0.0, ge=0, le=10_000_000, description="waiting work per key in seconds of one device before 429; 0: any"
+    )
     max_queue_per_key: int = Field(
         0, ge=0, le=1_000_000, description="waiting images per key before 429; 0 sets no limit of its own"
     )

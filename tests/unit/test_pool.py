@@ -696,6 +696,29 @@ def test_a_key_has_its_share_of_the_queue() -> None:
     assert world.submit(owner="modest")
 
 
+def test_a_key_and_a_model_have_their_share_of_work_too() -> None:
+    """In seconds of a device: a second each while nothing is known."""
+    world = World(limits=Limits(max_queue_seconds_per_key=2.5, max_queue_seconds=4.5))
+    world.ready("a")
+    for _ in range(4):
+        world.submit(owner="greedy")
+    with pytest.raises(QueueFull, match="work of this key"):
+        world.submit(owner="greedy")
+    for _ in range(2):
+        world.submit(owner="modest")
+    with pytest.raises(QueueFull, match="work for 'stub'"):
+        world.submit(owner="another")
+
+
+def test_one_that_is_large_is_taken_where_nothing_waits() -> None:
+    world = World(limits=Limits(max_queue_seconds_per_key=0.1))
+    world.ready("a")
+    for _ in range(3):
+        assert world.submit(owner="x")
+    with pytest.raises(QueueFull):
+        world.submit(owner="x")
+
+
 def batching(size: int = 4, **limits: int) -> World:
     """A world whose model makes so many pictures in one call."""
     world = World(limits=Limits(max_batch=size, **limits))
