@@ -39,7 +39,7 @@ def server(serve_for_all: Serve, loras: Path, tmp_path_factory: pytest.TempPathF
         (loras / f"{family}-nan.safetensors").write_bytes(packed(broken))
         room.close()
         flags += ["--model", f"{family}={folder}"]
-    return serve_for_all(*flags, "--device", "cpu", "--num-gpus", "2", "--lora-root", str(loras))
+    return serve_for_all(*flags, "--device", "cpu", "--num-gpus", "2", "--lora-root", str(loras), png_parameters=False)
 
 
 def _tensors(path: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def order(server: Server, family: str, what: str, **said: object) -> None:
 
 def picture(server: Server, family: str, **said: object) -> str:
     """A picture, in base64, as each replica draws it: they have to be of one mind."""
-    body = {"model": family, "prompt": "a cat", "seed": 7, "size": "64x64", "steps": 2, "png_parameters": False} | said
+    body = {"model": family, "prompt": "a cat", "seed": 7, "size": "64x64", "steps": 2} | said
     seen: dict[str, str] = {}
     with ThreadPoolExecutor(4) as clients:
         # Side by side: who asks alone is sent to the replica that has those LoRAs at hand.
