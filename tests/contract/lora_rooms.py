@@ -37,9 +37,9 @@ def unseen(preview: int, pixels: object) -> None:
 class Replica:
     """A loaded model; its pictures are bytes, so that equal means equal to the bit."""
 
-    def __init__(self, folder: Path, shelf: Path, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, shelf: Path, limits: Limits | None = None, device: Device = CPU) -> None:
         self.folder, self.shelf = folder, shelf
-        self.backend: Any = backends.create(WantedModel(id="m", source=str(folder), backend="diffusion"), CPU)
+        self.backend: Any = backends.create(WantedModel(id="m", source=str(folder), backend="diffusion"), device)
         self.backend.load()
         if limits is not None:
             self.backend._loras = Loras(self.backend._pipeline, folder, limits)
