@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from shared.errors import BadInput
+from gateway.loras.places import SUFFIX
+from shared.errors import BadInput, UnknownAdapter
 from shared.loras import MAX_SCALE, Adapter, Target
 
 if TYPE_CHECKING:
     from gateway.api.state import State
     from gateway.api.wishes import Wish
+    from gateway.store.epochs import Nickname
 
 MAX_LORAS = 8
 
@@ -63,9 +65,19 @@ async def overlay(state: State, wish: Wish) -> tuple[Adapter, ...] | None:
         known = state.loras.held(model).names.get(asked.name or "") if asked.path is None else None
         field = "path" if asked.path is not None else "name"
         name = asked.path or asked.name or ""
-        file = known or await state.find_lora(name, f"loras[{place}].{field}")
+        file = known or await _found(state, name, f"loras[{place}].{field}")
         found.append(Adapter(name=asked.name or name, sha256=file.sha256, scale=asked.scale, target=asked.target))
     return tuple(found)
+
+
+async def _found(state: State, name: str, field: str) -> Nickname:
+    """The file of this name, which may lack its suffix."""
+    try:
+        return await state.find_lora(name, field)
+    except UnknownAdapter:
+        if name.endswith(SUFFIX) or "://" in name:
+            raise
+    return await state.find_lora(name + SUFFIX, field)
 
 
 def told(made_with: tuple[tuple[Adapter, float], ...]) -> list[dict[str, Any]]:

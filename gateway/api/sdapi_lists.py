@@ -24,7 +24,6 @@ _ALWAYS: dict[str, object] = {
     "/scripts": {"txt2img": [], "img2img": []},
     "/script-info": [],
     "/extensions": [],
-    "/loras": [],
     "/embeddings": {"loaded": {}, "skipped": {}},
     "/hypernetworks": [],
     "/sd-vae": [],
@@ -61,6 +60,23 @@ async def memory(request: Request) -> Response:
     unknown = {"error": "unavailable"}
     system = {"system": {"free": total - used, "used": used, "total": total}}
     return _json({"ram": unknown, "cuda": system if workers else unknown})
+
+
+@router.get("/loras", responses=failures())
+async def loras(request: Request) -> Response:
+    """The LoRAs that a prompt may name, as <lora:name:1>: those of the catalogue, and those that models have loaded."""
+    state = _state(request)
+    names = {record.name: record.id for record in state.catalogue.records}
+    for model in state.serving.pool.wanted.models:
+        names |= {name: file.path for name, file in state.loras.held(model.id).names.items()}
+    return _json([{"name": name, "alias": name, "path": path, "metadata": {}} for name, path in names.items()])
+
+
+@router.post("/refresh-loras", responses=failures(415))
+async def refresh_loras(request: Request) -> Response:
+    """Nothing to do here either."""
+    body.expect_json(request)
+    return _json(None)
 
 
 @router.post("/refresh-checkpoints", responses=failures(415))

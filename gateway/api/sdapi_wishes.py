@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Self
@@ -34,7 +35,9 @@ _REFUSED = (
 )
 _NOTHING: tuple[object, ...] = (None, False, 0, -1, "", "None", [], {})
 # What a prompt may name in that syntax, and what cannot be had by it: it would be drawn as words.
-_NETWORKS = ("<lora:", "<lyco:", "<hypernet:")
+_NETWORKS = ("<lyco:", "<hypernet:")
+# Its name, its strength, and what may follow for single blocks, which cannot be had.
+_LORA = re.compile(r"<lora:([^:<>]{1,256})(?::([^:<>]{0,32}))?(:[^<>]*)?>", re.IGNORECASE)
 
 # Our names of what a request says, and theirs.
 _THEIRS = {
@@ -114,9 +117,12 @@ class Txt2Img(BaseModel):
         if count > MAX_IMAGES:
             raise BadInput(f"Invalid 'n_iter': batch_size x n_iter is at most {MAX_IMAGES}.", param="n_iter")
         if any(network in self.prompt.lower() for network in _NETWORKS):
-            raise UnsupportedOperation("The prompt names a network, such as <lora:...>: not supported.", param="prompt")
+            raise UnsupportedOperation(
+                "The prompt names a network other than <lora:...>: not supported.", param="prompt"
+            )
         return {
-            "prompt": self.prompt,
+            "prompt": _LORA.sub("", self.prompt),
+            "loras": [_lora(*found.groups()) for found in _LORA.finditer(self.prompt)] or None,
             "negative_prompt": self.negative_prompt,
             "model": self.model or model,
             "n": count,
@@ -127,6 +133,16 @@ class Txt2Img(BaseModel):
             "stream": True,
             "partial_images": _PREVIEWS,
         }
+
+
+def _lora(name: str, strength: str | None, blocks: str | None) -> dict[str, Any]:
+    """One LoRA of a prompt. Raises BadInput."""
+    try:
+        if blocks:
+            raise ValueError
+        return {"name": name, "scale": float(strength) if strength else 1.0}
+    except ValueError as error:
+        raise BadInput("Invalid 'prompt': a LoRA is written <lora:name:strength>.", param="prompt") from error
 
 
 class Repaint(Variation):

@@ -337,3 +337,25 @@ async def test_without_a_folder_of_loras_none_can_be_named(root: Path) -> None:
         answer = await ordered(gateway, SET, lora_nickname="ink", lora_path="/etc/passwd")
         assert refused(answer) == (404, "lora_not_found", "lora_path")
         assert "lora_root" in answer.json()["error"]["message"]
+
+
+async def test_prompts_of_webui_clients_name_loras(root: Path, folder: Path) -> None:
+    async with running(root / "webui", lora_root=folder, enable_sdapi=True) as gateway:
+        await ordered(gateway, SET, lora_nickname="mine", lora_path="oil.safetensors")
+        listed = (await gateway.http.get("/sdapi/v1/loras")).json()
+        assert [each["name"] for each in listed] == ["mine"]
+        said = {"prompt": "a cat <lora:ink:0.5> asleep <lora:mine>", "width": 256, "height": 256, "steps": 2}
+        answer = await gateway.http.post("/sdapi/v1/txt2img", json=said)
+        assert answer.status_code == 200, answer.text
+        [run] = gateway.script.runs
+        assert run.parameters.prompt == "a cat  asleep "
+        assert [(each.name, each.scale) for each in run.loras or ()] == [("ink", 0.5), ("mine", 1.0)]
+        for prompt, code in (
+            ("<lora:ink:x>", "invalid_value"),
+            ("<lora:ink:1:OUTALL>", "invalid_value"),
+            ("a cat <lora:nobody>", "lora_not_found"),
+            ("<lyco:ink:1>", "unsupported_operation"),
+        ):
+            refusal = await gateway.http.post("/sdapi/v1/txt2img", json=said | {"prompt": prompt})
+            assert code in refusal.text, refusal.text
+            assert refusal.status_code in (400, 404)

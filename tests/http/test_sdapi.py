@@ -33,7 +33,7 @@ LISTS = (
 )
 ROUTES = {
     **{f"/sdapi/v1/{name}": {"GET": 200} for name in LISTS},
-    **{f"/sdapi/v1/{name}": {"POST": 200} for name in ("interrupt", "skip", "refresh-checkpoints")},
+    **{f"/sdapi/v1/{name}": {"POST": 200} for name in ("interrupt", "skip", "refresh-checkpoints", "refresh-loras")},
     "/sdapi/v1/options": {"GET": 200, "POST": 400},
     TXT2IMG: {"POST": 400},
     IMG2IMG: {"POST": 400},
@@ -419,7 +419,7 @@ VALUES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a prompt of spaces": ({"prompt": "  "}, "invalid_value", "prompt"),
     "a prompt of numbers": ({"prompt": 1}, "invalid_value", "prompt"),
     "a prompt too long": ({"prompt": "x" * 32_001}, "invalid_value", "prompt"),
-    "a prompt with a network": ({"prompt": "a cat <Lora:ink:0.5>"}, "unsupported_operation", "prompt"),
+    "a prompt with a network": ({"prompt": "a cat <Lyco:ink:0.5>"}, "unsupported_operation", "prompt"),
     "a negative prompt of lists": ({"negative_prompt": ["a"]}, "invalid_value", "negative_prompt"),
     "a negative prompt that is not taken": (
         {"negative_prompt": "dogs", "cfg_scale": 1, **SECOND},
@@ -835,6 +835,6 @@ async def test_the_lists_hold_what_there_is_and_nothing_else(gateway: Gateway) -
     assert await listed("scripts") == {"txt2img": [], "img2img": []}
     assert await listed("embeddings") == {"loaded": {}, "skipped": {}}
     assert (await listed("memory")).keys() == {"ram", "cuda"}
-    for nothing in ("loras", "sd-vae", "hypernetworks", "latent-upscale-modes", "prompt-styles", "script-info"):
+    for nothing in ("sd-vae", "hypernetworks", "latent-upscale-modes", "prompt-styles", "script-info"):
         assert await listed(nothing) == []
     assert (await gateway.http.post("/sdapi/v1/refresh-checkpoints")).json() is None
