@@ -1,6 +1,6 @@
 """Votes on a model's next LoRA state. Pure.
 
-Every replica in step is asked whether it could have the state. One that refuses calls it off; who is lost, or silent
+Every ready replica is asked whether it could have the state. One that refuses calls it off; who is lost, or silent
 for too long, leaves the vote; and without a single word for it there is nothing to decide. That the state then holds is
 decided elsewhere, by one durable row, and from there on replicas are told what to be, not what to do.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gateway.limits import Limits
 from gateway.outbox import Outbox
 from gateway.workers import State, Worker
 from shared import messages as m
@@ -45,11 +46,15 @@ class Ballots:
         self._open: dict[str, Ballot] = {}
         self._out = out
 
-    def open(self, model: str, epoch: int, loras: LoraState, workers: Iterable[Worker], version: int) -> Ballot:
-        """Ask every replica in step. Whoever asks again while a vote is under way has a bug, and meets RuntimeError."""
+    def open(self, model: str, epoch: int, loras: LoraState, workers: Iterable[Worker], limits: Limits) -> Ballot:
+        """Ask every ready replica that is heard, also one that has yet to follow the last decision: it can tell, too.
+
+        Whoever asks again while a vote is under way has a bug, and meets RuntimeError.
+        """
         if model in self._open:
             raise RuntimeError(f"{model}: a vote is under way")
-        voters = [w for w in workers if w.state is State.READY and w.version == version and w.card(model)]
+        heard = [w for w in workers if w.missed < limits.suspect_after]
+        voters = [w for w in heard if w.state is State.READY and w.card(model)]
         ballot = self._open[model] = Ballot(model, epoch, loras, {worker.name for worker in voters})
         for worker in voters:
             self._out.send(worker, m.Prepare(model=model, epoch=epoch, loras=loras))

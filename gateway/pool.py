@@ -121,7 +121,7 @@ class Pool:
 
     def propose(self, model: str, epoch: int, loras: LoraState, now: float) -> list[Action]:
         """Ask the replicas of this model whether they could have this state; Voted tells what they said."""
-        self._ballots.open(model, epoch, loras, self.workers.values(), self.wanted.version)
+        self._ballots.open(model, epoch, loras, self.workers.values(), self.limits)
         return self._settle(now)
 
     def decide(self, model: str, epoch: int, loras: LoraState, now: float) -> list[Action]:
