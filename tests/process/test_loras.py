@@ -65,12 +65,17 @@ def drawn(server: Server, **said: object) -> tuple[dict[str, Any], dict[str, Any
 
 def expect_everywhere(server: Server, scales: list[float], epoch: int) -> None:
     """Whoever draws, draws with these; all replicas have to do their share."""
+    seen: set[str] = set()
+
+    def everybody(clients: ThreadPoolExecutor) -> bool:
+        for made, said in clients.map(lambda seed: drawn(server, seed=seed), range(2 * REPLICAS)):
+            assert [scale for _, scale, _ in made["loras"]["adapters"]] == scales
+            assert made["epoch"] == said["lora_epoch"] == epoch
+            seen.add(said["replica"])
+        return seen == set(server.workers())
+
     with ThreadPoolExecutor(2 * REPLICAS) as clients:
-        pictures = list(clients.map(lambda seed: drawn(server, seed=seed), range(4 * REPLICAS)))
-    for made, said in pictures:
-        assert [scale for _, scale, _ in made["loras"]["adapters"]] == scales
-        assert made["epoch"] == said["lora_epoch"] == epoch
-    assert {said["replica"] for _, said in pictures} == set(server.workers())
+        until(lambda: everybody(clients), "every replica's share")
 
 
 def test_every_replica_draws_with_what_was_set_merged_and_unmerged(serve: Serve, folder: Path) -> None:
@@ -115,10 +120,6 @@ def test_pictures_are_wholly_of_the_old_or_the_new_and_after_an_answer_of_the_ne
     for least, made, said in pictures:
         assert made["epoch"] == said["lora_epoch"] >= least
         assert [scale for _, scale, _ in made["loras"]["adapters"]] == states[made["epoch"]]
-
-
-def kill_one(server: Server, number: int) -> None:
-    os.kill(next(iter(server.workers().values())), number)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,9 @@ def test_a_killed_gateway_and_a_new_replica_begin_with_what_was_decided(
     (folder / "ink.safetensors").unlink()
     second = stubs(serve, folder, data_dir=tmp_path / "kept")
     expect_everywhere(second, [0.25], 2)
-    kill_one(second, signal.SIGKILL)
+    killed = next(iter(second.workers().values()))
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: killed not in second.workers().values() and len(second.workers()) == REPLICAS, "another process")
     until(lambda: second.whole and told(second)["converged"], "the replica back")
     expect_everywhere(second, [0.25], 2)
 
