@@ -13,6 +13,7 @@ unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV PYTHONHOME PYTHON
 
 PYTHON ?=
 ARGS ?=
+JOBS ?= 2
 SEED ?=
 SECONDS ?=
 PIP_ARGS ?=
@@ -29,8 +30,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 serve: $(SERVE) ## serve pictures at 127.0.0.1:8000 (ARGS="--port 8123 --num-gpus 4")
 	@exec $(BIN)/replicast serve $(ARGS)
 
-test: $(DEV) ## every test but the slow ones and those that need a GPU (ARGS="-k pool")
-	@exec $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+test: $(DEV) ## every test but the slow ones and those that need a GPU (ARGS="-k pool", JOBS=4 files at once)
+	@exec $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 test-all: $(DEV) ## every test, the slow ones too; GPU tests where there is a GPU
 	@exec $(BIN)/python -m pytest $(ARGS)
