@@ -71,6 +71,8 @@ class Broadcast:
         self._locks = {model: asyncio.Lock() for model in self._held}
         self._waiting: Counter[str] = Counter()
         self._last: dict[str, Command] = {}
+        # Of each model the last epoch that nobody could follow.
+        self._reverted: dict[str, int] = {}
         self._pending: dict[str, int] = {}
         self._matches: dict[str, dict[str, Match]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -116,7 +118,11 @@ class Broadcast:
 
     def last(self, model: str) -> Command | None:
         """What became of the last command, since this process started."""
-        return self._last.get(model)
+        last = self._last.get(model)
+        if last and last.status == "pending" and last.epoch == self.epoch(model) and converged(self.rows(model)):
+            # They have followed since its answer was given.
+            return replace(last, status="applied")
+        return last
 
     def matches(self, model: str) -> Mapping[str, Match]:
         """What each adapter does to the model, by its hash, as replicas said when they were last asked."""
@@ -154,14 +160,15 @@ class Broadcast:
         try:
             async with self._locks[model]:
                 changed = await self._carry_out(model, command, if_epoch, by)
+                epoch = self.epoch(model)
         finally:
             self._waiting[model] -= 1
-        epoch, done = self.epoch(model), await self._followed(model, wait)
+        done = await self._followed(model, wait)
         status: Status = ("applied" if changed else "unchanged") if done else "pending"
-        if self.epoch(model) == epoch:
-            self._last[model] = Command(epoch, status, {})
-        elif self._last[model].status == "reverted":
+        if self._reverted.get(model) == epoch:
             status = "reverted"
+        elif self.epoch(model) == epoch and not changed:
+            self._last[model] = Command(epoch, status, {})
         return Change(status, model, self.epoch(model), self._held[model], self.rows(model))
 
     async def _carry_out(self, model: str, command: Callable[[Held], Held], if_epoch: int | None, by: str) -> bool:
@@ -203,6 +210,7 @@ class Broadcast:
         """One row, and it holds; from here on no picture is begun with what was before."""
         await self._epochs.commit(replace(epoch, at=time.time()))
         self._held[epoch.model] = Held(epoch.state, epoch.names)
+        self._last[epoch.model] = Command(epoch.epoch, "pending", {})
         log.info("lora_decided", model=epoch.model, epoch=epoch.epoch, digest=epoch.state.digest, by=epoch.by)
         self._serving.decide(epoch.model, epoch.epoch, epoch.state)
 
@@ -235,7 +243,7 @@ class Broadcast:
             again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
             await self._decide(replace(again, by="revert"))
             reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
-            self._last[model] = Command(again.epoch, "reverted", reasons)
+            self._last[model], self._reverted[model] = Command(again.epoch, "reverted", reasons), epoch.epoch
 
     def _failures(self) -> int:
         """How many times a worker had to end since it could not bring its weights into a state."""

@@ -242,6 +242,31 @@ async def test_a_storm_of_commands_ends_in_the_last_that_was_taken(served: Gatew
     assert (await told(served))["converged"]
 
 
+async def test_a_command_that_is_overtaken_before_anybody_has_followed_has_its_answer(root: Path, folder: Path) -> None:
+    async with running(root / "overtaken", lora_root=folder) as gateway:
+        gateway.script.late.clear()
+        first = asyncio.create_task(ordered(gateway, SET, lora_nickname="ink", lora_path="ink.safetensors"))
+        while (await told(gateway))["wanted"]["epoch"] < 1:
+            await asyncio.sleep(0.005)
+        assert (await told(gateway))["last_command"] == {"epoch": 1, "status": "pending", "reasons": {}}
+        second = asyncio.create_task(ordered(gateway, SET, lora_nickname=[]))
+        while (await told(gateway))["wanted"]["epoch"] < 2:
+            await asyncio.sleep(0.005)
+        gateway.script.late.set()
+        answers = [await first, await second]
+        assert [(answer.status_code, answer.json()["epoch"]) for answer in answers] == [(200, 2), (200, 2)]
+
+
+async def test_what_was_pending_when_it_was_answered_is_applied_once_all_have_followed(served: Gateway) -> None:
+    served.script.late.clear()
+    answer = await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors", wait="none")
+    assert (await told(served))["last_command"]["status"] == answer.json()["result"] == "pending"
+    served.script.late.set()
+    while not (found := await told(served))["converged"]:
+        await asyncio.sleep(0.005)
+    assert (found["last_command"]["epoch"], found["last_command"]["status"]) == (answer.json()["epoch"], "applied")
+
+
 # The LoRAs of a request
 
 
