@@ -20,6 +20,7 @@ from gateway.loras.commands import Held
 from gateway.loras.rows import Row, converged, rows
 from gateway.serving import Serving
 from gateway.store.epochs import Epoch, Epochs
+from gateway.workers import State
 from shared import errors, logs
 from shared.loras import NO_LORAS
 from shared.messages import Match, WantedModel
@@ -192,6 +193,7 @@ class Broadcast:
         """Pass if the replicas can have this state. Raises what they have against it, and then nothing has moved."""
         self._pending[epoch.model] = epoch.epoch
         try:
+            await self._somebody_to_ask(epoch.model)
             ballot = await self._serving.vote(epoch.model, epoch.epoch, epoch.state)
         finally:
             del self._pending[epoch.model]
@@ -205,6 +207,19 @@ class Broadcast:
         await self._epochs.abort(replace(epoch, reason=said, at=time.time()))
         self._last[epoch.model] = Command(epoch.epoch, "aborted", reasons)
         raise _objection(epoch.model, ballot)
+
+    async def _somebody_to_ask(self, model: str) -> None:
+        """Wait while all that serve this model are on their way to a decision: of this model, or of another one."""
+        pool = self._serving.pool
+
+        def on_their_way() -> bool:
+            there = [each for each in pool.workers.values() if each.state is State.READY and each.card(model)]
+            return bool(there) and all(each.version != pool.wanted.version for each in there)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.answer_seconds):
+                while on_their_way():
+                    await self._serving.stirred()
 
     async def _decide(self, epoch: Epoch) -> None:
         """One row, and it holds; from here on no picture is begun with what was before."""

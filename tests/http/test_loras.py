@@ -267,6 +267,22 @@ async def test_what_was_pending_when_it_was_answered_is_applied_once_all_have_fo
     assert (found["last_command"]["epoch"], found["last_command"]["status"]) == (answer.json()["epoch"], "applied")
 
 
+@pytest.mark.parametrize("model", ["first", "org/second"])
+async def test_who_is_following_one_command_is_asked_about_the_next_when_that_is_done(
+    served: Gateway, model: str
+) -> None:
+    served.script.late.clear()
+    await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors", wait="none")
+    asked = {"lora_nickname": "oil", "lora_path": "oil.safetensors", "model": model}
+    second = asyncio.create_task(ordered(served, SET, **asked))
+    while not second.done() and not (await served.http.get(LIST, params={"model": model})).json()["pending"]:
+        await asyncio.sleep(0.005)
+    assert served.script.asked[2:] == []
+    served.script.late.set()
+    answer = await second
+    assert (answer.status_code, answer.json()["converged"]) == (200, True), answer.text
+
+
 # The LoRAs of a request
 
 
