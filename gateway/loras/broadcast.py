@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from gateway.ballots import Ballot
+from gateway.keeper import Standing
 from gateway.loras.commands import Held
 from gateway.loras.rows import Row, converged, rows
 from gateway.serving import Serving
@@ -186,7 +187,9 @@ class Broadcast:
         if held.state.digest != former.state.digest and held.state.adapters:
             await self._ask(epoch)
         await self._decide(epoch)
-        self._task(self._look_after(epoch, former))
+        if held.state.adapters:
+            # From a bare model there is no way back: what was before may be why it has to be bare.
+            self._task(self._look_after(epoch, former))
         return True
 
     async def _ask(self, epoch: Epoch) -> None:
@@ -243,16 +246,26 @@ class Broadcast:
 
     async def _look_after(self, epoch: Epoch, former: Held) -> None:
         """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody."""
-        model, failures = epoch.model, self._failures()
+        model, failures, away = epoch.model, self._failures(), self._quarantined()
+
+        def over() -> bool:
+            return self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))
+
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience.revert_seconds):
-                while not (self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))):
+                while not over():
                     await self._serving.stirred()
-        async with self._locks[model]:
-            if self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model)):
+        while not over():
+            # Who starts, is busy, or was gone before says nothing of this state.
+            if self._failures() > failures or self._quarantined() - away:
+                await self._take_back(epoch, former, over)
                 return
-            if self._failures() == failures and not any(row.problem for row in self.rows(model)):
-                # They are starting, or busy, or gone: nothing says that this state is at fault.
+            await self._serving.stirred()
+
+    async def _take_back(self, epoch: Epoch, former: Held, over: Callable[[], bool]) -> None:
+        model = epoch.model
+        async with self._locks[model]:
+            if over():
                 return
             log.error("lora_reverted", model=model, epoch=epoch.epoch)
             again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
@@ -264,6 +277,10 @@ class Broadcast:
         """How many times a worker had to end since it could not bring its weights into a state."""
         facts = self._serving.supervisor.facts.values()
         return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+
+    def _quarantined(self) -> set[str]:
+        facts = self._serving.supervisor.facts
+        return {name for name, fact in facts.items() if fact.standing is Standing.QUARANTINED}
 
     def _wanted(self, model: str) -> WantedModel:
         return next(wanted for wanted in self._serving.pool.wanted.models if wanted.id == model)
