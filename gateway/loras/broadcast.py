@@ -30,6 +30,7 @@ Wait = Literal["all", "first", "none"]
 Status = Literal["applied", "pending", "unchanged", "reverted", "aborted"]
 
 _MOST_WAITING = 16
+_OF_FILES = {error.code for error in (errors.AdapterMisfit, errors.InvalidAdapter, errors.UnknownAdapter)}
 
 T = TypeVar("T")
 
@@ -181,6 +182,9 @@ class Broadcast:
             raise errors.StateChanged(now, param="if_epoch")
         held = command(former)
         if held == former:
+            if self._unable(model):
+                # What they lacked may be there again: it was looked for, and copied, before this.
+                self._serving.decide(model, wanted.epoch, held.state)
             return False
         epoch = Epoch(model, await self._epochs.highest(model) + 1, wanted.source, held.state, held.names, by=by)
         # Without any LoRA everybody can be; and where nobody can follow any more, that is the way out.
@@ -257,7 +261,7 @@ class Broadcast:
                     await self._serving.stirred()
         while not over():
             # Who starts, is busy, or was gone before says nothing of this state.
-            if self._failures() > failures or self._quarantined() - away:
+            if self._failures() > failures or self._quarantined() - away or self._unable(model):
                 await self._take_back(epoch, former, over)
                 return
             await self._serving.stirred()
@@ -277,6 +281,12 @@ class Broadcast:
         """How many times a worker had to end since it could not bring its weights into a state."""
         facts = self._serving.supervisor.facts.values()
         return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+
+    def _unable(self, model: str) -> bool:
+        """Whether a replica says of what is wanted now that it cannot be had from the files there are."""
+        pool = self._serving.pool
+        told = [w.outcomes.get(model) for w in pool.workers.values() if w.version == pool.wanted.version]
+        return any(each and each.problem and each.problem.code in _OF_FILES for each in told)
 
     def _quarantined(self) -> set[str]:
         facts = self._serving.supervisor.facts

@@ -193,7 +193,8 @@ def quarantine(server: Server, name: str) -> None:
     def given_up() -> bool:
         if pid := server.workers().get(name):
             os.kill(pid, signal.SIGKILL)
-        return bool(server.readyz()["workers"][name]["state"] == "quarantined")
+        state: str = server.readyz()["workers"][name]["state"]
+        return state == "quarantined"
 
     until(given_up, f"{name} in quarantine")
 
@@ -215,6 +216,30 @@ def test_a_change_is_not_taken_back_for_a_busy_replica_and_one_that_was_lost_bef
     assert busy.result(30)
     until(lambda: told(server)["converged"], "the new state")
     assert (told(server)["wanted"]["epoch"], told(server)["last_command"]["status"]) == (1, "applied")
+
+
+def test_a_change_is_taken_back_for_who_finds_only_late_that_it_cannot_be_had(
+    serve: Serve, folder: Path, tmp_path: Path, clients: ThreadPoolExecutor
+) -> None:
+    gate = tmp_path / "gate"
+    server = serve(
+        *("--device", "stub:1", "--model", f"stub?gate={gate}", "--lora-root", str(folder)),
+        **(PINGS | {"lora_answer_seconds": 0.2, "lora_revert_seconds": 0.5}),
+    )
+    assert put(server, "ink", 0.5).status_code in (200, 202)
+    until(lambda: told(server)["converged"], "the first state")
+    kept = {copy.name for copy in (server.data_dir / "loras" / "shelf").glob("*.safetensors")}
+    busy = clients.submit(server.draw, prompt="x")
+    until(lambda: sum(server.jobs().values()) == 1, "the replica busy")
+    assert put(server, "oil", 0.5).status_code == 202
+    for copy in (server.data_dir / "loras" / "shelf").glob("*.safetensors"):
+        if copy.name not in kept:
+            copy.unlink()
+    time.sleep(1.0)
+    gate.touch()
+    assert busy.result(30)
+    until(lambda: told(server)["converged"], "what was before")
+    assert (told(server)["wanted"]["epoch"], told(server)["last_command"]["status"]) == (3, "reverted")
 
 
 def test_a_bare_model_is_a_way_out_that_stays_open(serve: Serve, folder: Path) -> None:
@@ -315,3 +340,16 @@ def test_a_file_that_is_lost_from_the_shelf_keeps_its_model_from_serving_until_i
     expect_everywhere(server, [], 2)
     # Nobody had to be started anew for it.
     assert set(server.workers().values()) == pids
+
+
+def test_a_file_that_is_lost_from_the_shelf_is_there_again_when_it_is_named_again(serve: Serve, folder: Path) -> None:
+    server = stubs(serve, folder)
+    assert put(server, "ink", 0.5).status_code == 200
+    [copy] = (server.data_dir / "loras" / "shelf").glob("*.safetensors")
+    copy.unlink()
+    for pid in server.workers().values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: all(row["problem"] for row in told(server)["replicas"]), "what keeps them", 30)
+    answer = put(server, "ink", 0.5)
+    assert (answer.status_code, answer.json()["result"]) == (200, "unchanged")
+    expect_everywhere(server, [0.5], 1)

@@ -19,8 +19,7 @@ from shared.errors import (
     StateChanged,
     UnknownModel,
 )
-from shared.loras import Adapter, LoraState
-from shared.loras import NO_LORAS
+from shared.loras import NO_LORAS, Adapter, LoraState
 from shared.sources import wanted
 from shared.wire import Packet, Stamp
 from tests.unit.world import CARD, MODEL, Puppet, World
