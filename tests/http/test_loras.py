@@ -14,6 +14,7 @@ import pytest_asyncio
 from shared.messages import Problem
 from tests.adapters import layers
 from tests.http.conftest import Gateway, running
+from tests.pictures import hollow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -378,3 +379,20 @@ async def test_without_a_folder_of_loras_none_can_be_named(root: Path) -> None:
         answer = await ordered(gateway, SET, lora_nickname="ink", lora_path="/etc/passwd")
         assert refused(answer) == (404, "lora_not_found", "lora_path")
         assert "lora_root" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("loras", "field"),
+    [
+        ("nope", "loras"),
+        ('{"path": "ink.safetensors"}', "loras"),
+        ('[{"path": "ink.safetensors", "scale": 9}]', "loras.0.scale"),
+        ("", "loras"),
+    ],
+)
+async def test_what_is_wrong_with_those_of_a_form_is_told_by_name(served: Gateway, loras: str, field: str) -> None:
+    picture = {"image": ("a.png", hollow("png", 64, 64), "image/png")}
+    data = {"model": "first", "prompt": "a cat", "loras": loras}
+    answer = await served.http.post("/v1/images/edits", data=data, files=picture)
+    assert refused(answer) == (400, "invalid_value", field)
+    assert "None" not in answer.json()["error"]["message"]
