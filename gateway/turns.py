@@ -32,6 +32,10 @@ def hand_out(
             ledger.start(job, worker, models[job.model], now)
     while move := dispatch.take_back(workers, wanted.version, limits):
         job, holder, idle = move
+        if _overtaken(job, models[job.model]):
+            # Who is idle has the new state already: this one may not be made with it.
+            _unpin(ledger, job, models[job.model], holder)
+            continue
         take_back(job, holder, out)
         job.move(JobState.QUEUED)
         ledger.start(job, idle, models[job.model], now)
@@ -65,6 +69,6 @@ def _overtaken(job: Job, model: m.WantedModel) -> bool:
     return job.pin not in (None, model.epoch)
 
 
-def _unpin(ledger: Ledger, job: Job, model: m.WantedModel) -> None:
+def _unpin(ledger: Ledger, job: Job, model: m.WantedModel, holder: Worker | None = None) -> None:
     changed = f"The LoRA state of {model.id!r} is of epoch {model.epoch} now, and no longer of {job.pin}."
-    ledger.abandon(job, StateChanged(changed, param="lora_epoch"), None)
+    ledger.abandon(job, StateChanged(changed, param="lora_epoch"), holder)

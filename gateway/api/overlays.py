@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.loras.places import SUFFIX
 from shared.errors import BadInput, UnknownAdapter
@@ -39,7 +39,12 @@ class LoraWish(BaseModel):
 
 
 Loras = Annotated[list[LoraWish], Field(max_length=MAX_LORAS)]
-LORAS: TypeAdapter[list[LoraWish]] = TypeAdapter(Loras)
+
+
+class OwnLoras(BaseModel):
+    """The LoRAs of a form by the name of their field, so that what is wrong with them is told by it."""
+
+    loras: Loras
 
 
 async def overlay(state: State, wish: Wish) -> tuple[Adapter, ...] | None:

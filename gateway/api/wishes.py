@@ -6,10 +6,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gateway.api.body import bad_input
-from gateway.api.overlays import LORAS, Loras, LoraWish
+from gateway.api.overlays import Loras, LoraWish, OwnLoras
 from shared.cards import ImageFormat
 from shared.errors import BadInput, UnknownParameter, UnsupportedOperation
 
@@ -195,7 +196,10 @@ class Variation(Wish):
 def _listed(text: Any) -> list[LoraWish]:
     """The LoRAs in the field of a form, which is JSON. Raises BadInput."""
     try:
-        return LORAS.validate_json(text if isinstance(text, str) else "", strict=True)
+        found = orjson.loads(text if isinstance(text, str) else "")
+        return OwnLoras.model_validate({"loras": found}, strict=True).loras
+    except orjson.JSONDecodeError as error:
+        raise BadInput("Invalid 'loras': expected a list of LoRAs as JSON.", param="loras") from error
     except ValidationError as error:
         raise bad_input(error, {}) from error
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from gateway.ballots import Ballot
+from gateway.keeper import Standing
 from gateway.loras.commands import Held
 from gateway.loras.rows import Row, converged, rows
 from gateway.serving import Serving
@@ -28,6 +29,7 @@ Wait = Literal["all", "first", "none"]
 Status = Literal["applied", "pending", "unchanged", "reverted", "aborted"]
 
 _MOST_WAITING = 16
+_OF_FILES = {error.code for error in (errors.AdapterMisfit, errors.InvalidAdapter, errors.UnknownAdapter)}
 
 T = TypeVar("T")
 
@@ -71,6 +73,8 @@ class Broadcast:
         self._locks = {model: asyncio.Lock() for model in self._held}
         self._waiting: Counter[str] = Counter()
         self._last: dict[str, Command] = {}
+        # Of each model the last epoch that nobody could follow.
+        self._reverted: dict[str, int] = {}
         self._pending: dict[str, int] = {}
         self._matches: dict[str, dict[str, Match]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -116,7 +120,11 @@ class Broadcast:
 
     def last(self, model: str) -> Command | None:
         """What became of the last command, since this process started."""
-        return self._last.get(model)
+        last = self._last.get(model)
+        if last and last.status == "pending" and last.epoch == self.epoch(model) and converged(self.rows(model)):
+            # They have followed since its answer was given.
+            return replace(last, status="applied")
+        return last
 
     def matches(self, model: str) -> Mapping[str, Match]:
         """What each adapter does to the model, by its hash, as replicas said when they were last asked."""
@@ -154,14 +162,15 @@ class Broadcast:
         try:
             async with self._locks[model]:
                 changed = await self._carry_out(model, command, if_epoch, by)
+                epoch = self.epoch(model)
         finally:
             self._waiting[model] -= 1
-        epoch, done = self.epoch(model), await self._followed(model, wait)
+        done = await self._followed(model, wait)
         status: Status = ("applied" if changed else "unchanged") if done else "pending"
-        if self.epoch(model) == epoch:
-            self._last[model] = Command(epoch, status, {})
-        elif self._last[model].status == "reverted":
+        if self._reverted.get(model) == epoch:
             status = "reverted"
+        elif self.epoch(model) == epoch and not changed:
+            self._last[model] = Command(epoch, status, {})
         return Change(status, model, self.epoch(model), self._held[model], self.rows(model))
 
     async def _carry_out(self, model: str, command: Callable[[Held], Held], if_epoch: int | None, by: str) -> bool:
@@ -172,13 +181,18 @@ class Broadcast:
             raise errors.StateChanged(now, param="if_epoch")
         held = command(former)
         if held == former:
+            if self._unable(model):
+                # What they lacked may be there again: it was looked for, and copied, before this.
+                self._serving.decide(model, wanted.epoch, held.state)
             return False
         epoch = Epoch(model, await self._epochs.highest(model) + 1, wanted.source, held.state, held.names, by=by)
         # Without any LoRA everybody can be; and where nobody can follow any more, that is the way out.
         if held.state.digest != former.state.digest and held.state.adapters:
             await self._ask(epoch)
         await self._decide(epoch)
-        self._task(self._look_after(epoch, former))
+        if held.state.adapters:
+            # From a bare model there is no way back: what was before may be why it has to be bare.
+            self._task(self._look_after(epoch, former))
         return True
 
     async def _ask(self, epoch: Epoch) -> None:
@@ -203,6 +217,7 @@ class Broadcast:
         """One row, and it holds; from here on no picture is begun with what was before."""
         await self._epochs.commit(replace(epoch, at=time.time()))
         self._held[epoch.model] = Held(epoch.state, epoch.names)
+        self._last[epoch.model] = Command(epoch.epoch, "pending", {})
         log.info("lora_decided", model=epoch.model, epoch=epoch.epoch, digest=epoch.state.digest, by=epoch.by)
         self._serving.decide(epoch.model, epoch.epoch, epoch.state)
 
@@ -220,27 +235,47 @@ class Broadcast:
 
     async def _look_after(self, epoch: Epoch, former: Held) -> None:
         """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody."""
-        model, failures = epoch.model, self._failures()
+        model, failures, away = epoch.model, self._failures(), self._quarantined()
+
+        def over() -> bool:
+            return self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))
+
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience.revert_seconds):
-                while not (self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))):
+                while not over():
                     await self._serving.stirred()
-        async with self._locks[model]:
-            if self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model)):
+        while not over():
+            # Who starts, is busy, or was gone before says nothing of this state.
+            if self._failures() > failures or self._quarantined() - away or self._unable(model):
+                await self._take_back(epoch, former, over)
                 return
-            if self._failures() == failures and not any(row.problem for row in self.rows(model)):
-                # They are starting, or busy, or gone: nothing says that this state is at fault.
+            await self._serving.stirred()
+
+    async def _take_back(self, epoch: Epoch, former: Held, over: Callable[[], bool]) -> None:
+        model = epoch.model
+        async with self._locks[model]:
+            if over():
                 return
             log.error("lora_reverted", model=model, epoch=epoch.epoch)
             again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
             await self._decide(replace(again, by="revert"))
             reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
-            self._last[model] = Command(again.epoch, "reverted", reasons)
+            self._last[model], self._reverted[model] = Command(again.epoch, "reverted", reasons), epoch.epoch
 
     def _failures(self) -> int:
         """How many times a worker had to end since it could not bring its weights into a state."""
         facts = self._serving.supervisor.facts.values()
         return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+
+    def _unable(self, model: str) -> bool:
+        """Whether a replica says of what is wanted now that it cannot be had from the files there are."""
+        pool = self._serving.pool
+        told = [w.outcomes.get(model) for w in pool.workers.values() if w.version == pool.wanted.version]
+        return any(each and each.problem and each.problem.code in _OF_FILES for each in told)
+
+    def _quarantined(self) -> set[str]:
+        facts = self._serving.supervisor.facts
+        return {name for name, fact in facts.items() if fact.standing is Standing.QUARANTINED}
 
     def _wanted(self, model: str) -> WantedModel:
         return next(wanted for wanted in self._serving.pool.wanted.models if wanted.id == model)

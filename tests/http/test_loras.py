@@ -14,6 +14,7 @@ import pytest_asyncio
 from shared.messages import Problem
 from tests.adapters import layers
 from tests.http.conftest import Gateway, running
+from tests.pictures import hollow
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -242,6 +243,47 @@ async def test_a_storm_of_commands_ends_in_the_last_that_was_taken(served: Gatew
     assert (await told(served))["converged"]
 
 
+async def test_a_command_that_is_overtaken_before_anybody_has_followed_has_its_answer(root: Path, folder: Path) -> None:
+    async with running(root / "overtaken", lora_root=folder) as gateway:
+        gateway.script.late.clear()
+        first = asyncio.create_task(ordered(gateway, SET, lora_nickname="ink", lora_path="ink.safetensors"))
+        while (await told(gateway))["wanted"]["epoch"] < 1:
+            await asyncio.sleep(0.005)
+        assert (await told(gateway))["last_command"] == {"epoch": 1, "status": "pending", "reasons": {}}
+        second = asyncio.create_task(ordered(gateway, SET, lora_nickname=[]))
+        while (await told(gateway))["wanted"]["epoch"] < 2:
+            await asyncio.sleep(0.005)
+        gateway.script.late.set()
+        answers = [await first, await second]
+        assert [(answer.status_code, answer.json()["epoch"]) for answer in answers] == [(200, 2), (200, 2)]
+
+
+async def test_what_was_pending_when_it_was_answered_is_applied_once_all_have_followed(served: Gateway) -> None:
+    served.script.late.clear()
+    answer = await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors", wait="none")
+    assert (await told(served))["last_command"]["status"] == answer.json()["result"] == "pending"
+    served.script.late.set()
+    while not (found := await told(served))["converged"]:
+        await asyncio.sleep(0.005)
+    assert (found["last_command"]["epoch"], found["last_command"]["status"]) == (answer.json()["epoch"], "applied")
+
+
+@pytest.mark.parametrize("model", ["first", "org/second"])
+async def test_who_is_following_one_command_is_asked_about_the_next_when_that_is_done(
+    served: Gateway, model: str
+) -> None:
+    served.script.late.clear()
+    await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors", wait="none")
+    asked = {"lora_nickname": "oil", "lora_path": "oil.safetensors", "model": model}
+    second = asyncio.create_task(ordered(served, SET, **asked))
+    while not second.done() and not (await served.http.get(LIST, params={"model": model})).json()["pending"]:
+        await asyncio.sleep(0.005)
+    assert served.script.asked[2:] == []
+    served.script.late.set()
+    answer = await second
+    assert (answer.status_code, answer.json()["converged"]) == (200, True), answer.text
+
+
 # The LoRAs of a request
 
 
@@ -359,3 +401,20 @@ async def test_prompts_of_webui_clients_name_loras(root: Path, folder: Path) -> 
             refusal = await gateway.http.post("/sdapi/v1/txt2img", json=said | {"prompt": prompt})
             assert code in refusal.text, refusal.text
             assert refusal.status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    ("loras", "field"),
+    [
+        ("nope", "loras"),
+        ('{"path": "ink.safetensors"}', "loras"),
+        ('[{"path": "ink.safetensors", "scale": 9}]', "loras.0.scale"),
+        ("", "loras"),
+    ],
+)
+async def test_what_is_wrong_with_those_of_a_form_is_told_by_name(served: Gateway, loras: str, field: str) -> None:
+    picture = {"image": ("a.png", hollow("png", 64, 64), "image/png")}
+    data = {"model": "first", "prompt": "a cat", "loras": loras}
+    answer = await served.http.post("/v1/images/edits", data=data, files=picture)
+    assert refused(answer) == (400, "invalid_value", field)
+    assert "None" not in answer.json()["error"]["message"]

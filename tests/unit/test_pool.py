@@ -8,8 +8,18 @@ from gateway.jobs.job import JobState
 from gateway.limits import Limits
 from gateway.workers import State
 from shared import messages as m
-from shared.errors import Cancelled, Draining, Expired, NotReady, Poison, QueueFull, ReplicastError, UnknownModel
-from shared.loras import NO_LORAS
+from shared.errors import (
+    Cancelled,
+    Draining,
+    Expired,
+    NotReady,
+    Poison,
+    QueueFull,
+    ReplicastError,
+    StateChanged,
+    UnknownModel,
+)
+from shared.loras import NO_LORAS, Adapter, LoraState
 from shared.sources import wanted
 from shared.wire import Packet, Stamp
 from tests.unit.world import CARD, MODEL, Puppet, World
@@ -842,3 +852,19 @@ def test_who_is_told_of_a_newer_state_in_the_middle_of_work_is_still_looked_afte
     world.tick(5)
     assert world.killed == ["a"]
     assert not job.over
+
+
+def test_what_is_pinned_to_an_epoch_and_was_handed_ahead_is_not_made_by_another_with_a_later_one(world: World) -> None:
+    a, b = world.ready("a"), world.ready("b")
+    for _ in range(2):
+        world.submit()
+    pinned = world.submit(pin=0)
+    holder, idle = (a, b) if pinned.worker == "a" else (b, a)
+    world.start(holder, holder.runs()[0])
+    loras = LoraState(adapters=(Adapter(name="ink", sha256="0" * 64),))
+    world.do(world.pool.decide("stub", 1, loras, world.now))
+    world.done(idle, idle.runs()[0])
+    world.ack(idle)
+    assert [run.job for run in idle.runs()].count(pinned.id) == 0
+    assert isinstance(failure(world, pinned.id), StateChanged)
+    assert m.Cancel(job=pinned.id, attempt=1) in holder.took(m.Cancel)
