@@ -53,7 +53,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The answer to a command: what holds now, and how far each replica is."""
+    """The answer to a command: what it decided, or found decided, and how far each replica is by now."""
 
     status: Status
     model: str
@@ -72,6 +72,8 @@ class Broadcast:
         self._waiting: Counter[str] = Counter()
         self._last: dict[str, Command] = {}
         self._pending: dict[str, int] = {}
+        # The last decision that nobody could follow, by its model.
+        self._reverted: dict[str, int] = {}
         self._matches: dict[str, dict[str, Match]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -156,13 +158,15 @@ class Broadcast:
                 changed = await self._carry_out(model, command, if_epoch, by)
         finally:
             self._waiting[model] -= 1
-        epoch, done = self.epoch(model), await self._followed(model, wait)
+        # Its own, whatever others decide while it waits: whoever pins requests to it means this state.
+        epoch, held = self.epoch(model), self._held[model]
+        done = await self._followed(model, wait)
         status: Status = ("applied" if changed else "unchanged") if done else "pending"
         if self.epoch(model) == epoch:
             self._last[model] = Command(epoch, status, {})
-        elif self._last[model].status == "reverted":
+        elif self._reverted.get(model) == epoch:
             status = "reverted"
-        return Change(status, model, self.epoch(model), self._held[model], self.rows(model))
+        return Change(status, model, epoch, held, self.rows(model))
 
     async def _carry_out(self, model: str, command: Callable[[Held], Held], if_epoch: int | None, by: str) -> bool:
         """Ask, write down, and tell; whether there was anything to be done."""
@@ -234,6 +238,7 @@ class Broadcast:
             log.error("lora_reverted", model=model, epoch=epoch.epoch)
             again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
             await self._decide(replace(again, by="revert"))
+            self._reverted[model] = epoch.epoch
             reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
             self._last[model] = Command(again.epoch, "reverted", reasons)
 

@@ -231,6 +231,24 @@ async def test_an_answer_does_not_wait_for_ever_and_says_who_is_late(served: Gat
     assert (recipe["lora_epoch"], recipe["loras"][0]["name"]) == (answer.json()["epoch"], "ink")
 
 
+async def test_each_answer_tells_the_epoch_of_its_own_command_whatever_others_decide_meanwhile(served: Gateway) -> None:
+    await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors")
+    before = (await told(served))["wanted"]["epoch"]
+    served.script.late.clear()
+    first = asyncio.create_task(ordered(served, MERGE, strength=0.5))
+    while (await told(served))["wanted"]["epoch"] == before:
+        await asyncio.sleep(0.01)
+    # Nobody has to agree to none at all, so that this one is decided while the other waits.
+    second = asyncio.create_task(ordered(served, SET, lora_nickname=[]))
+    while (await told(served))["wanted"]["epoch"] == before + 1:
+        await asyncio.sleep(0.01)
+    served.script.late.set()
+    answers = [(await each).json() for each in (first, second)]
+    assert [(each["result"], each["epoch"]) for each in answers] == [("applied", before + 1), ("applied", before + 2)]
+    pinned = await served.post(model="first", prompt="a cat", lora_epoch=answers[0]["epoch"])
+    assert refused(pinned) == (409, "state_changed", "lora_epoch")
+
+
 async def test_a_storm_of_commands_ends_in_the_last_that_was_taken(served: Gateway) -> None:
     await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors")
     strengths = [round(0.02 * place, 2) for place in range(1, 41)]
