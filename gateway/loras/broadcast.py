@@ -91,6 +91,11 @@ class Broadcast:
                 await self._epochs.commit(last)
             self._held[model.id] = Held(last.state, last.names)
             self._serving.decide(model.id, last.epoch, last.state)
+            if last.state.adapters:
+                # Its former gateway may have ended before it could see that nobody follows.
+                was = await self._epochs.before(last)
+                former = Held(was.state, was.names) if was and was.source == last.source else Held()
+                self._task(self._look_after(last, former, restored=True))
 
     async def stop(self) -> None:
         """End what still waits for replicas; what was decided stays decided."""
@@ -222,30 +227,48 @@ class Broadcast:
         found = self.rows(model)
         return wait == "none" or (wait == "first" and any(row.applied for row in found)) or converged(found)
 
-    async def _look_after(self, epoch: Epoch, former: Held) -> None:
-        """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody."""
-        model, failures = epoch.model, self._failures()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience.revert_seconds):
-                while not (self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))):
-                    await self._serving.stirred()
-        async with self._locks[model]:
-            if self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model)):
-                return
-            if self._failures() == failures and not any(row.problem for row in self.rows(model)):
-                # They are starting, or busy, or gone: nothing says that this state is at fault.
-                return
-            log.error("lora_reverted", model=model, epoch=epoch.epoch)
-            again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
-            await self._decide(replace(again, by="revert"))
-            self._reverted[model] = epoch.epoch
-            reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
-            self._last[model] = Command(again.epoch, "reverted", reasons)
+    async def _look_after(self, epoch: Epoch, former: Held, *, restored: bool = False) -> None:
+        """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody.
 
-    def _failures(self) -> int:
-        """How many times a worker had to end since it could not bring its weights into a state."""
-        facts = self._serving.supervisor.facts.values()
-        return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+        One that is `restored` was perhaps served until now, by replicas that have yet to load: it is looked after until
+        somebody has applied it, or each of them has failed.
+        """
+        model, failures = epoch.model, self._failures()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._patience.revert_seconds):
+                    while not self._is_settled(epoch):
+                        await self._serving.stirred()
+            async with self._locks[model]:
+                if self._is_settled(epoch):
+                    return
+                now = self._failures()
+                failed = [name for name, times in now.items() if times > failures.get(name, 0)]
+                troubled = failed or any(row.problem for row in self.rows(model))
+                if troubled and (not restored or len(failed) == len(now)):
+                    await self._take_back(epoch, former)
+                    return
+                if not restored:
+                    # They are starting, or busy, or gone: nothing says that this state is at fault.
+                    return
+
+    def _is_settled(self, epoch: Epoch) -> bool:
+        """Whether somebody serves what was decided, or something else was."""
+        return self.epoch(epoch.model) != epoch.epoch or any(row.applied for row in self.rows(epoch.model))
+
+    async def _take_back(self, epoch: Epoch, former: Held) -> None:
+        model = epoch.model
+        log.error("lora_reverted", model=model, epoch=epoch.epoch)
+        again = replace(epoch, epoch=await self._epochs.highest(model) + 1, state=former.state, names=former.names)
+        await self._decide(replace(again, by="revert"))
+        self._reverted[model] = epoch.epoch
+        reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
+        self._last[model] = Command(again.epoch, "reverted", reasons)
+
+    def _failures(self) -> dict[str, int]:
+        """How many times each worker had to end since it could not bring its weights into a state."""
+        facts = self._serving.supervisor.facts
+        return {name: it.restarts["lora_failed"] + (it.cause == "lora_failed") for name, it in facts.items()}
 
     def _wanted(self, model: str) -> WantedModel:
         return next(wanted for wanted in self._serving.pool.wanted.models if wanted.id == model)

@@ -188,6 +188,24 @@ def test_a_change_that_nobody_can_follow_is_taken_back(serve: Serve, folder: Pat
     assert [scale for _, scale, _ in made["loras"]["adapters"]] == [0.5]
 
 
+def test_a_change_that_nobody_can_follow_is_taken_back_by_the_next_gateway_too(
+    serve: Serve, folder: Path, tmp_path: Path
+) -> None:
+    flags = ("--device", "stub:2", "--model", "stub?fail_adopt=broken", "--lora-root", str(folder))
+    settings = PINGS | {"lora_revert_seconds": 1.5, "restart_limit": 100}
+    first = serve(*flags, data_dir=tmp_path / "kept", **settings)
+    assert put(first, "ink", 0.5).status_code == 200
+    assert put(first, "broken", 0.25, wait="none").status_code == 202
+    first.signal(signal.SIGKILL)
+    first.wait()
+    second = serve(*flags, data_dir=tmp_path / "kept", ready=False, **settings)
+    until(lambda: told(second)["converged"], "what was before", 40)
+    found = told(second)
+    assert (found["wanted"]["epoch"], found["last_command"]["status"]) == (3, "reverted")
+    made, _ = drawn(second)
+    assert [scale for _, scale, _ in made["loras"]["adapters"]] == [0.5]
+
+
 def test_a_killed_gateway_and_a_new_replica_begin_with_what_was_decided(
     serve: Serve, folder: Path, tmp_path: Path
 ) -> None:
