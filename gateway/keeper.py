@@ -93,6 +93,11 @@ class Keeper:
         if self._handle:
             self._handle.terminate()
 
+    async def ended(self, pid: int) -> None:
+        """Return when this process has ended; at once where it is no process of this slot any more."""
+        if self._handle and self._handle.pid == pid:
+            await self._handle.wait()
+
     def want(self, standing: Standing) -> None:
         """Have it RUNNING, anew if it runs; DRAINED, until it is wanted again; or STOPPED, for good.
 

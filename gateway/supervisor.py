@@ -92,6 +92,10 @@ class Supervisor:
             self._ears.dismissed(name)
 
     async def _reap(self, keeper: Keeper, pid: int, grace_seconds: float) -> None:
-        await asyncio.sleep(grace_seconds)
-        if pid and keeper.facts.pid == pid:
-            keeper.kill()
+        """Over as soon as the process is: its time is not that of the next one in the slot."""
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await keeper.ended(pid)
+        except TimeoutError:
+            if keeper.facts.pid == pid:
+                keeper.kill()

@@ -55,7 +55,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The answer to a command: what holds now, and how far each replica is."""
+    """The answer to a command: what it decided, or found decided, and how far each replica is by now."""
 
     status: Status
     model: str
@@ -93,6 +93,11 @@ class Broadcast:
                 await self._epochs.commit(last)
             self._held[model.id] = Held(last.state, last.names)
             self._serving.decide(model.id, last.epoch, last.state)
+            if last.state.adapters:
+                # Its former gateway may have ended before it could see that nobody follows.
+                was = await self._epochs.before(last)
+                former = Held(was.state, was.names) if was and was.source == last.source else Held()
+                self._task(self._look_after(last, former, restored=True))
 
     async def stop(self) -> None:
         """End what still waits for replicas; what was decided stays decided."""
@@ -162,7 +167,8 @@ class Broadcast:
         try:
             async with self._locks[model]:
                 changed = await self._carry_out(model, command, if_epoch, by)
-                epoch = self.epoch(model)
+                # Its own, whatever others decide while it waits: whoever pins requests to it means this state.
+                epoch, held = self.epoch(model), self._held[model]
         finally:
             self._waiting[model] -= 1
         done = await self._followed(model, wait)
@@ -171,7 +177,7 @@ class Broadcast:
             status = "reverted"
         elif self.epoch(model) == epoch and not changed:
             self._last[model] = Command(epoch, status, {})
-        return Change(status, model, self.epoch(model), self._held[model], self.rows(model))
+        return Change(status, model, epoch, held, self.rows(model))
 
     async def _carry_out(self, model: str, command: Callable[[Held], Held], if_epoch: int | None, by: str) -> bool:
         """Ask, write down, and tell; whether there was anything to be done."""
@@ -233,20 +239,31 @@ class Broadcast:
         found = self.rows(model)
         return wait == "none" or (wait == "first" and any(row.applied for row in found)) or converged(found)
 
-    async def _look_after(self, epoch: Epoch, former: Held) -> None:
-        """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody."""
+    async def _look_after(self, epoch: Epoch, former: Held, *, restored: bool = False) -> None:
+        """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody.
+
+        One that is `restored` was perhaps served until now, by replicas that have yet to load: it is not taken back
+        before each of them has failed with it.
+        """
         model, failures, away = epoch.model, self._failures(), self._quarantined()
 
         def over() -> bool:
             return self.epoch(model) != epoch.epoch or any(row.applied for row in self.rows(model))
+
+        def hopeless() -> bool:
+            # Who starts, is busy, or was gone before says nothing of this state.
+            now = self._failures()
+            failed = {name for name, times in now.items() if times > failures.get(name, 0)}
+            if restored:
+                return failed >= now.keys()
+            return bool(failed or self._quarantined() - away) or self._unable(model)
 
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience.revert_seconds):
                 while not over():
                     await self._serving.stirred()
         while not over():
-            # Who starts, is busy, or was gone before says nothing of this state.
-            if self._failures() > failures or self._quarantined() - away or self._unable(model):
+            if hopeless():
                 await self._take_back(epoch, former, over)
                 return
             await self._serving.stirred()
@@ -262,10 +279,10 @@ class Broadcast:
             reasons = {row.worker: row.problem.message for row in self.rows(model) if row.problem}
             self._last[model], self._reverted[model] = Command(again.epoch, "reverted", reasons), epoch.epoch
 
-    def _failures(self) -> int:
-        """How many times a worker had to end since it could not bring its weights into a state."""
-        facts = self._serving.supervisor.facts.values()
-        return sum(fact.restarts["lora_failed"] + (fact.cause == "lora_failed") for fact in facts)
+    def _failures(self) -> dict[str, int]:
+        """How many times each worker had to end since it could not bring its weights into a state."""
+        facts = self._serving.supervisor.facts
+        return {name: it.restarts["lora_failed"] + (it.cause == "lora_failed") for name, it in facts.items()}
 
     def _unable(self, model: str) -> bool:
         """Whether a replica says of what is wanted now that it cannot be had from the files there are."""

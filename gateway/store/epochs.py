@@ -56,6 +56,10 @@ class Epochs:
         """The decision that holds for this model: the last that was committed."""
         return await self._newest(model, committed=True)
 
+    async def before(self, epoch: Epoch) -> Epoch | None:
+        """The decision that held for its model before this one."""
+        return await self._newest(epoch.model, committed=True, below=epoch.epoch)
+
     async def latest(self, model: str) -> Epoch | None:
         """The newest decision about this model, committed or aborted."""
         return await self._newest(model, committed=False)
@@ -102,7 +106,7 @@ class Epochs:
         }
         await self._database.write(insert(TABLE).values(row))
 
-    async def _newest(self, model: str, *, committed: bool) -> Epoch | None:
+    async def _newest(self, model: str, *, committed: bool, below: int | None = None) -> Epoch | None:
         if self._database.is_new:
             return None
         from sqlalchemy import select
@@ -112,6 +116,8 @@ class Epochs:
         query = select(TABLE).where(TABLE.c.model == model).order_by(TABLE.c.epoch.desc()).limit(1)
         if committed:
             query = query.where(TABLE.c.status == "committed")
+        if below is not None:
+            query = query.where(TABLE.c.epoch < below)
         rows = await self._database.read(query)
         return _epoch(rows[0]) if rows else None
 

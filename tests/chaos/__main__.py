@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="decides which faults come in which order  [drawn, and said]")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long faults are injected  [60]")
     parser.add_argument("--gateway", action="store_true", help="kill and restart the gateway itself, too")
-    parser.add_argument("--planted", help="with this mistake of tests/unit/mutants.py in the gateway  [none]")
+    parser.add_argument(
+        "--planted", help="with this mistake of tests/unit/mutants.py or lora_mutants.py in the gateway  [none]"
+    )
     told = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if told.seed is None else told.seed
     for name in [name for name in os.environ if name.startswith(("REPLICAST_", "OTEL_"))]:

@@ -1,12 +1,10 @@
-"""What is done to the server: each kind of fault is one row of FAULTS, and which comes when is drawn from a seed alone.
-
-A change of what the replicas have in common, such as a model's LoRAs, will be one more row here.
-"""
+"""What is done to the server: each kind of fault is a row of FAULTS; which one comes when is drawn from a seed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -16,16 +14,17 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 import zmq
 
+from tests.chaos import adapters, orders
 from tests.chaos.wishes import draw
 
 if TYPE_CHECKING:
     from tests.chaos.storm import Storm
 
 # Faults come this often, on the average; what keeps one waiting is that there is nothing to harm yet.
-EVERY_SECONDS = 0.65
+EVERY_SECONDS = 0.5
 
 # Whose life a fault is about: a run has all but "gateway", and those too if it is asked for them.
-Room = Literal["workers", "administration", "gateway", "clients"]
+Room = Literal["workers", "administration", "loras", "gateway", "clients"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ async def _kill_all_workers(storm: Storm, fault: Fault) -> None:
 async def _stop_worker(storm: Storm, fault: Fault) -> None:
     """For a moment, or for longer than the gateway is patient: then it is killed while it stands."""
     worker = await storm.target.worker(fault.worker)
+    name = worker.environ().get("REPLICAST_WORKER_NAME", "")
+    storm.target.life.stopped.append((time.time(), name))
     worker.suspend()
 
     async def wake() -> None:
@@ -119,17 +120,65 @@ async def _scale(storm: Storm, fault: Fault) -> None:
     await storm.target.scale(fault.count)
 
 
+# LoRAs
+
+
+def _change(kind: orders.Kind | None = None) -> Callable[[Storm, Fault], Awaitable[None]]:
+    """So many LoRAs set on one of the models, or none; or another change of it."""
+
+    async def deed(storm: Storm, fault: Fault) -> None:
+        storm.aside(storm.loras.order(orders.draw(Random(fault.dice_seed), kind, most=fault.count)))
+
+    return deed
+
+
+async def _race(storm: Storm, fault: Fault) -> None:
+    """Several who change the same model at once."""
+    dice = Random(fault.dice_seed)
+    model = dice.choice(adapters.MODELS)
+    for _ in range(fault.count):
+        storm.aside(storm.loras.order(orders.draw(dice, model=model)))
+
+
+def _strike(name: str) -> Callable[[Storm, Fault], Awaitable[None]]:
+    """A LoRA that one of the replicas has trouble with."""
+
+    async def deed(storm: Storm, fault: Fault) -> None:
+        dice = Random(fault.dice_seed)
+        await storm.loras.strike()
+        storm.aside(storm.loras.order(orders.setting(adapters.STRUCK, adapters.one(name, dice), dice)))
+
+    return deed
+
+
+async def _leak(storm: Storm, fault: Fault) -> None:
+    """Requests with a LoRA that one of the replicas leaves behind."""
+    await storm.loras.strike()
+    await _asks("leaky")(storm, fault)
+
+
+async def _doom(storm: Storm, fault: Fault) -> None:
+    """A LoRA that all of them agree to, and none can follow."""
+    dice = Random(fault.dice_seed)
+    storm.aside(storm.loras.order(orders.setting(adapters.DOOMED, adapters.one("doomed", dice), dice)))
+
+
 # The gateway
 
 
 async def _kill_gateway(storm: Storm, fault: Fault) -> None:
-    await storm.target.end(told_to_leave=False)
-    await storm.target.begin()
+    await _again(storm, told_to_leave=False)
 
 
 async def _restart_gateway(storm: Storm, fault: Fault) -> None:
-    await storm.target.end(told_to_leave=True)
+    await _again(storm, told_to_leave=True)
+
+
+async def _again(storm: Storm, *, told_to_leave: bool) -> None:
+    """What was decided before is what holds as soon as it listens again."""
+    await storm.target.end(told_to_leave=told_to_leave)
     await storm.target.begin()
+    await storm.loras.look_at_all()
 
 
 async def _freeze_gateway(storm: Storm, fault: Fault) -> None:
@@ -171,6 +220,18 @@ FAULTS = {
     "restart_worker": Kind("administration", 7, _restart_worker),
     "drain_worker": Kind("administration", 6, _drain_worker, seconds=(0.0, 3.0)),
     "scale": Kind("administration", 7, _scale, count=(2, 5)),
+    "set_loras": Kind("loras", 12, _change("set"), count=(1, 2)),
+    "clear_loras": Kind("loras", 3, _change("set"), count=(0, 0)),
+    "merge_loras": Kind("loras", 6, _change("merge")),
+    "unmerge_loras": Kind("loras", 4, _change("unmerge")),
+    "unload_lora": Kind("loras", 3, _change("unload")),
+    "race_of_loras": Kind("loras", 4, _race, count=(2, 5)),
+    "lora_refused_by_one": Kind("loras", 3, _strike("refused")),
+    "lora_deadly_to_one": Kind("loras", 3, _strike("deadly")),
+    "lora_broken_in_one": Kind("loras", 3, _strike("broken")),
+    "lora_fatal_to_one": Kind("loras", 3, _strike("fatal")),
+    "lora_left_behind_by_one": Kind("loras", 4, _leak, count=(2, 6)),
+    "lora_of_nobody": Kind("loras", 1, _doom),
     "kill_gateway": Kind("gateway", 8, _kill_gateway),
     "restart_gateway": Kind("gateway", 3, _restart_gateway),
     "freeze_gateway": Kind("clients", 3, _freeze_gateway, seconds=(0.2, 1.5)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,9 +13,9 @@ from typing import Any, Literal
 from tests.chaos.wishes import TROUBLES, Answer, Wish, mistakes
 
 # Between what a client notes and what the gateway notes.
-_CLOCK_SECONDS = 0.05
+CLOCK_SECONDS = 0.05
 # A gateway has accepted what was sent to it so long ago, and has written into its log what it answered so long ago.
-_SETTLED_SECONDS = 0.5
+SETTLED_SECONDS = 0.5
 # A request may take this much longer than its timeout: for a machine that others keep busy.
 SLACK_SECONDS = 20.0
 
@@ -41,7 +41,8 @@ class Life:
     """One process of the gateway. Times are Unix seconds.
 
     `told` is when it was told to leave or killed, `ended` when it had ended; `retired` are the workers that it was told
-    to dismiss or restart, and when; `log` is what it had written when it ended.
+    to dismiss or restart, and when; `stopped` those that stood still from then on; `log` is what it had written when it
+    ended.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Life:
     ended: float | None = None
     drained: bool = False
     retired: list[tuple[float, str]] = field(default_factory=list)
+    stopped: list[tuple[float, str]] = field(default_factory=list)
     log: str = ""
 
     @cached_property
@@ -68,25 +70,30 @@ class Life:
 
     def without_workers(self) -> list[tuple[float, float]]:
         """The intervals in which no worker was ready, by its log and by who was told to leave."""
-        moves = [(event["at"], event["event"], event["worker"]) for event in self.events if _moves(event)]
-        moves += [(at, "retired", name) for at, name in self.retired]
-        ready: set[str] = set()
+        return self._gaps({"worker_ready"})
+
+    @cached_property
+    def unheard(self) -> list[tuple[float, float]]:
+        """The intervals in which no worker was ready and heard: one that stood still is, when it says something new."""
+        return self._gaps({"worker_ready", "worker_in_step"}, self.stopped)
+
+    def _gaps(self, arrivals: set[str], departures: Collection[tuple[float, str]] = ()) -> list[tuple[float, float]]:
+        """When nobody was there: one comes with an arrival, and goes when it is lost, retired, or departs."""
+        moves = [(each["at"], each["event"], each.get("worker", "")) for each in self.events]
+        moves += [(at, "retired", name) for at, name in (*self.retired, *departures)]
+        there: set[str] = set()
         found, since = [], self.began
         for at, event, worker in sorted(moves):
-            before = bool(ready)
-            if event == "worker_ready":
-                ready.add(worker)
-            else:
-                ready.discard(worker)
-            if before and not ready:
+            before = bool(there)
+            if event in arrivals:
+                there.add(worker)
+            elif event in ("worker_lost", "retired"):
+                there.discard(worker)
+            if before and not there:
                 since = at
-            elif ready and not before:
+            elif there and not before:
                 found.append((since, at))
-        return found if ready else [*found, (since, float("inf"))]
-
-
-def _moves(event: dict[str, Any]) -> bool:
-    return event["event"] in ("worker_ready", "worker_lost")
+        return found if there else [*found, (since, float("inf"))]
 
 
 @dataclass
@@ -123,11 +130,9 @@ class Entry:
 
     def beside(self, other: Entry) -> bool:
         """Whether both were with the same gateway at once; it may hear later that a client has left."""
-        ends = [
-            each.sent if each.ended is None else each.ended + _SETTLED_SECONDS * each.left for each in (self, other)
-        ]
+        ends = [each.sent if each.ended is None else each.ended + SETTLED_SECONDS * each.left for each in (self, other)]
         return (
-            self.life is other.life and self.sent <= ends[1] + _CLOCK_SECONDS and other.sent <= ends[0] + _CLOCK_SECONDS
+            self.life is other.life and self.sent <= ends[1] + CLOCK_SECONDS and other.sent <= ends[0] + CLOCK_SECONDS
         )
 
 
@@ -169,7 +174,7 @@ class History:
         if entry.ended is None:
             yield Violation("lost", who, "it was never answered")
             return
-        if words := _lost(entry):
+        if words := lost(entry.life, entry.sent, entry.ended, entry.broken):
             yield Violation("lost", who, words)
         took = entry.ended - entry.sent
         if took > self._timeout + SLACK_SECONDS + sum(end - began for began, end in self.frozen):
@@ -203,17 +208,21 @@ class History:
                 if wish.kind != "hasty" and (most := self._crowd(entry)) < self._max_queue:
                     yield f"there were {most} pictures of its model under way"
             case "not_ready":
-                near = (entry.sent - _CLOCK_SECONDS, entry.ended + _CLOCK_SECONDS)
+                near = (entry.sent - CLOCK_SECONDS, entry.ended + CLOCK_SECONDS)
                 if not any(began <= near[1] and end >= near[0] for began, end in idle[life.number]):
                     yield "there were workers"
             case "draining":
-                if not life.drained or entry.ended < told - _CLOCK_SECONDS:
+                if not life.drained or entry.ended < told - CLOCK_SECONDS:
                     yield "nobody told its gateway to leave"
             case "expired":
-                if took < wish.body.get("timeout_seconds", self._timeout) - _CLOCK_SECONDS:
+                if took < wish.body.get("timeout_seconds", self._timeout) - CLOCK_SECONDS:
                     yield f"too early, after {took:.2f} s"
                 if wish.kind not in ("hasty", "hang"):
                     yield "starved"
+            case "state_changed" if wish.behind is not None:
+                pass  # whether its epoch was another's by then is seen from the epochs
+            case "lora_failed" if wish.kind == "leaky":
+                pass  # whether a replica had the fault, too
             case code if trouble and code == trouble.code:
                 pass
             case code:
@@ -250,14 +259,13 @@ class History:
                 yield Violation("bug", f"gateway {life.number}", line[:500])
 
 
-def _lost(entry: Entry) -> str:
+def lost(life: Life, sent: float, ended: float, broken: str) -> str:
     """Why a connection that broke may not have broken; nothing where its gateway was killed, or would take no more."""
-    life, ended = entry.life, entry.ended or 0.0
-    if not entry.broken:
+    if not broken:
         return ""
-    if life.told is None or ended < life.told - _CLOCK_SECONDS:
-        return f"no answer from a gateway that lived: {entry.broken}"
-    if life.drained and entry.sent < life.told - _SETTLED_SECONDS:
+    if life.told is None or ended < life.told - CLOCK_SECONDS:
+        return f"no answer from a gateway that lived: {broken}"
+    if life.drained and sent < life.told - SETTLED_SECONDS:
         return "it was accepted before its gateway was told to leave"
     return ""
 
@@ -265,7 +273,7 @@ def _lost(entry: Entry) -> str:
 def _just_before_its_end(entry: Entry) -> bool:
     """Whether its gateway may have had no time to write its line."""
     told = entry.life.told
-    return told is not None and not entry.life.drained and (entry.ended or 0.0) > told - _SETTLED_SECONDS
+    return told is not None and not entry.life.drained and (entry.ended or 0.0) > told - SETTLED_SECONDS
 
 
 def _said(line: dict[str, Any]) -> tuple[int, str]:

@@ -1,14 +1,14 @@
-"""A gateway with a mistake of tests/unit/mutants.py in it: `python -m tests.chaos.planted NAME serve ...`."""
+"""A gateway with a mistake of tests/unit/mutants.py or lora_mutants.py: `python -m tests.chaos.planted NAME serve`."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.unit.mutants import MUTANTS
+from tests.unit import lora_mutants, mutants
 from tests.unit.planted import plant
 
 if __name__ == "__main__":
-    plant(MUTANTS[sys.argv.pop(1)])
+    plant((mutants.MUTANTS | lora_mutants.MUTANTS)[sys.argv.pop(1)])
     from gateway.cli import main
 
     main()

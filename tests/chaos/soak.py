@@ -32,8 +32,6 @@ _SETTINGS: dict[str, object] = {
     "gone_after_pings": 50,
     "max_attempts": 10,
     "request_timeout_seconds": _TIMEOUT_SECONDS,
-    # Whoever is told to leave is looked after for as long, by a task: those are to be over when the next ones come.
-    "drain_seconds": 1,
     "restart_backoff_seconds": 0.05,
     "restart_limit": 100,
     "restart_window_seconds": 1.0,

@@ -8,19 +8,23 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx2
+import numpy as np
 import psutil
 
-from tests.chaos import faults
+from tests.chaos import epochs, faults
+from tests.chaos.changes import Changes
 from tests.chaos.history import REFUSALS, SLACK_SECONDS, Entry, History, Violation
 from tests.chaos.target import Failed, Target, within
 from tests.chaos.wishes import TROUBLES, Wish, ask, models, wishes
+from worker import images
+from worker.backends import stub
 
 REPLICAS = 3
 CLIENTS = 12
@@ -40,6 +44,10 @@ SETTINGS: dict[str, object] = {
     "restart_backoff_seconds": 0.05,
     "restart_limit": 100,
     "restart_window_seconds": 1.0,
+    # A vote lasts as long as it takes to see that somebody is gone; what nobody can follow is taken back soon.
+    "lora_prepare_seconds": 5,
+    "lora_answer_seconds": 8,
+    "lora_revert_seconds": 2,
     "log_format": "json",
 }
 _DRAWN_AGAIN = 10
@@ -54,6 +62,8 @@ class Report:
     faults: Counter[str]
     requests: int
     outcomes: Counter[str]
+    changes: Counter[str]
+    epochs: int
     gateways: int
     workers: int
     gone_seconds: float
@@ -71,6 +81,7 @@ class Report:
             f"within {self.gone_seconds:.2f} s of its end; {self.workers} worker processes",
             f"  faults: {_listed(self.faults)}",
             f"  outcomes: {_listed(self.outcomes)}",
+            f"  {self.changes.total()} changes of LoRAs, {self.epochs} epochs decided: {_listed(self.changes)}",
         ]
         return "\n".join([*lines, *(f"  ! {violation}" for violation in self.violations[:50])])
 
@@ -100,11 +111,12 @@ class Storm:
         self._enough = asyncio.Event()
         self._stack = ExitStack()
         self.target = Target(
-            *(folder, runtime, self._stack, self._history, models(), SETTINGS),
+            *(folder, runtime, self._stack, self._history, models(loras=folder / "loras"), SETTINGS),
             replicas=REPLICAS,
             timeout_seconds=TIMEOUT_SECONDS,
             program=program,
         )
+        self.loras = Changes(self.target, folder / "loras", timeout_seconds=TIMEOUT_SECONDS)
 
     async def run(self) -> Report:
         """Let it blow for its time, then look. What may not be is in the report; raises Failed if it cannot end."""
@@ -114,6 +126,7 @@ class Storm:
             try:
                 await target.begin()
                 await within(target.is_whole, "the server is whole")
+                await self.loras.begin()
                 at_rest = await target.size()
                 clients = [asyncio.create_task(self._client(f"client{number}")) for number in range(CLIENTS)]
                 try:
@@ -125,14 +138,18 @@ class Storm:
                 violations = await self._look(at_rest)
                 await target.end(told_to_leave=True)
             finally:
+                self.loras.close(self._folder / "data")
                 self._keep()
-        violations += history.violations()
+        account = self.loras.account
+        violations += [*history.violations(), *epochs.violations(account, history.entries)]
         return Report(
             seed=self._seed,
             seconds=time.monotonic() - began,
             faults=Counter(fault.kind for _, fault in self._injected),
             requests=history.accepted(),
             outcomes=history.figures(),
+            changes=account.figures(),
+            epochs=sum(row.committed for row in account.rows),
             gateways=len(history.lives),
             workers=sum(life.workers() for life in history.lives),
             gone_seconds=target.gone_seconds,
@@ -182,6 +199,9 @@ class Storm:
 
     async def _try(self, wish: Wish, attempt: int) -> Entry:
         await self.target.up.wait()
+        if wish.behind is not None:
+            epoch = max(0, self.loras.account.known(wish.model) - wish.behind)
+            wish = replace(wish, body=wish.body | {"lora_epoch": epoch})
         entry = Entry(wish, f"{wish.name}-{attempt}", self.target.life, time.time())
         self._history.entries.append(entry)
         try:
@@ -208,7 +228,7 @@ class Storm:
         target = self.target
         await target.scale(REPLICAS)
         await within(target.is_whole, "every replica is back")
-        found = []
+        found = await self.loras.settle(REPLICAS)
         size: Counter[str] = Counter()
 
         async def as_before() -> bool:
@@ -235,11 +255,13 @@ class Storm:
 
     async def _draw_again(self) -> list[Violation]:
         """What was drawn in the storm is what is drawn in peace, on whatever replica, to the bit."""
-        drawn = [e for e in self._history.entries if e.outcome == "200" and e.wish.kind not in TROUBLES]
+        drawn = [e for e in self._history.entries if e.outcome == "200" and e.wish.kind not in (*TROUBLES, "leaky")]
         found = []
         for entry in Random(self._seed).sample(drawn, min(_DRAWN_AGAIN, len(drawn))):
-            again = await ask(self.target.http, entry.wish, f"{entry.request_id}-again")
-            if entry.answer and again.pictures != entry.answer.pictures:
+            wish = replace(entry.wish, body={k: v for k, v in entry.wish.body.items() if k != "lora_epoch"})
+            again = await ask(self.target.http, wish, f"{entry.request_id}-again")
+            shown = entry.answer.pictures if entry.answer else []
+            if len(shown) != len(again.pictures) or not all(map(_alike, shown, again.pictures)):
                 words = f"another picture in peace: {again.code or again.problems}"
                 found.append(Violation("wrong", entry.request_id, words))
         return found
@@ -252,6 +274,24 @@ class Storm:
             for entry in self._history.entries:
                 told = {"at": entry.sent, "ended": entry.ended, "outcome": entry.outcome, "life": entry.life.number}
                 out.write(json.dumps({**told, "request": entry.request_id, "kind": entry.wish.kind}) + "\n")
+            for command in self.loras.account.commands:
+                told = {"at": command.sent, "ended": command.ended, "outcome": command.outcome}
+                told |= {"life": command.life.number, "epoch": command.told.get("epoch")}
+                out.write(json.dumps({**told, "change": str(command.order), "body": command.order.body}) + "\n")
+
+
+def _alike(one: bytes, other: bytes) -> bool:
+    """Whether both are what the stub draws, of the same but for LoRAs that were changed in between."""
+    facts = stub.read_back(one), stub.read_back(other)
+    if facts[0] == facts[1]:
+        return one == other
+    for made, picture in zip(facts, (one, other), strict=True):
+        size = images.Size(width=made["width"], height=made["height"])
+        if not np.array_equal(images.decode(picture), stub._drawn(made, size, transparent=False)):
+            return False
+        for name in ("epoch", "digest", *(["loras"] if not made["loras"]["overlay"] else [])):
+            del made[name]
+    return facts[0] == facts[1]
 
 
 def _listed(figures: Counter[str]) -> str:

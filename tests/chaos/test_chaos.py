@@ -38,6 +38,7 @@ def expect_a_storm(report: Report, seconds: float) -> None:
     assert report.faults.total() > seconds / 2, report
     assert report.outcomes["200"] > seconds, report
     assert report.workers > seconds / 10, report
+    assert report.epochs > seconds / 10, report
 
 
 @pytest.mark.timeout(400)
@@ -61,7 +62,15 @@ def test_a_storm_that_nobody_has_seen_costs_time_and_nothing_else(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("mistake", ["no_requeue", "no_blame"])
-def test_a_storm_over_a_gateway_with_a_mistake_finds_it(tmp_path: Path, mistake: str) -> None:
-    with pytest.raises(AssertionError, match="starved"):
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("no_requeue", "starved"),
+        ("no_blame", "starved"),
+        ("number_without_content", "and it shows"),
+        ("answers_tell_the_models", "its answer tells of"),
+    ],
+)
+def test_a_storm_over_a_gateway_with_a_mistake_finds_it(tmp_path: Path, mistake: str, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
         weather(7, 40.0, tmp_path, program=("tests.chaos.planted", mistake))

@@ -2,91 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
-from random import Random
 from typing import Any
 
 import pytest
 
 from tests.chaos.faults import FAULTS, plan
-from tests.chaos.history import SLACK_SECONDS, Entry, History, Life, Violation
-from tests.chaos.wishes import TROUBLES, Answer, Wish, draw, wishes
-from worker import images
-from worker.backends.stub import _drawn  # the very pixels, without a server
-
-START = 1_800_000_000.0
-TIMEOUT, MAX_QUEUE = 60.0, 3
-# When the gateway was told to leave, unless a story says otherwise; in seconds after its start, as all moments here.
-TOLD = 1000.0
-
-
-def line(at: float, event: str, **more: object) -> str:
-    """A line of a gateway's log."""
-    when = datetime.fromtimestamp(START + at, UTC).isoformat()
-    return json.dumps({"event": event, "timestamp": when, **more})
-
-
-LOG = "\n".join(
-    [
-        line(1.0, "worker_ready", worker="a"),
-        line(5.0, "worker_lost", worker="a"),
-        "a line of somebody else",
-        line(6.0, "worker_ready", worker="a"),
-    ]
-)
-
-
-def pictures(wish: Wish, **changed: object) -> list[bytes]:
-    """What the stub draws for a wish, or what it would draw if these facts were others."""
-    made = []
-    for expected in wish.expected:
-        facts = expected | changed
-        size = images.Size(width=int(facts["width"]), height=int(facts["height"]))
-        made.append(images.encode(_drawn(facts, size, transparent=False), "png"))
-    return made
-
-
-def past(*, told: float = TOLD, drained: bool = True, log: str = LOG) -> History:
-    """A history of one gateway, in which nobody has asked yet."""
-    history = History(timeout_seconds=TIMEOUT, max_queue=MAX_QUEUE)
-    history.lives.append(Life(0, START, told=START + told, ended=START + told + 1, drained=drained, log=log))
-    return history
-
-
-def tried(
-    history: History,
-    outcome: str = "200",
-    *,
-    kind: str = "plain",
-    name: str = "w",
-    sent: float = 2.0,
-    took: float | None = 1.0,
-    retry_after: bool = True,
-) -> Entry:
-    """Enter one try into a history, and what its gateway writes into its log about it."""
-    life, wish = history.lives[-1], draw(Random(1), name, kind)
-    entry = Entry(wish, f"{name}-{len(history.entries)}", life, START + sent)
-    if took is not None:
-        entry.ended = entry.sent + took
-        entry.left = outcome == "left"
-        entry.broken = outcome if outcome.startswith("Read") else ""
-        if outcome == "200":
-            entry.answer = Answer(200, pictures=pictures(wish))
-        elif not entry.left and not entry.broken:
-            entry.answer = Answer(503, outcome, retry_after=retry_after)
-    if entry.answer:
-        said = {"code": outcome} if outcome != "200" else {}
-        told = line(sent + (took or 0.0), "answered", request=entry.request_id, status=entry.answer.status, **said)
-        life.log += f"\n{told}"
-    history.entries.append(entry)
-    return entry
-
-
-def found(history: History) -> list[tuple[str, str]]:
-    return [(violation.what, violation.words) for violation in history.violations()]
+from tests.chaos.history import SLACK_SECONDS, Violation
+from tests.chaos.stories import LOG, MAX_QUEUE, START, TIMEOUT, found, line, past, pictures, tried
+from tests.chaos.wishes import TROUBLES, Answer, wishes
 
 
 @pytest.mark.parametrize(
@@ -102,6 +27,8 @@ def found(history: History) -> list[tuple[str, str]]:
         ({"outcome": "draining"}, {"told": 2.5}),
         ({"outcome": "expired", "kind": "hasty"}, {}),
         ({"outcome": "expired", "kind": "hang", "took": TIMEOUT + 1}, {}),
+        ({"outcome": "state_changed", "kind": "pinned"}, {}),
+        ({"outcome": "lora_failed", "kind": "leaky"}, {}),
         *(({"outcome": trouble.code, "kind": kind}, {}) for kind, trouble in TROUBLES.items()),
     ],
     ids=str,
@@ -133,6 +60,8 @@ def test_what_the_faults_allow_is_let_pass(story: dict[str, Any], life: dict[str
         ({"outcome": "expired", "took": TIMEOUT + 1}, {}, "unjustified", "starved"),
         ({"outcome": "expired", "kind": "poison", "took": TIMEOUT + 1}, {}, "unjustified", "starved"),
         ({"outcome": "expired", "kind": "hasty", "took": 0.01}, {}, "unjustified", "too early"),
+        ({"outcome": "state_changed"}, {}, "unjustified", "not documented"),
+        ({"outcome": "lora_failed", "kind": "own"}, {}, "unjustified", "not documented"),
         ({"outcome": "internal_error"}, {}, "unjustified", "not documented"),
     ],
     ids=str,
@@ -218,11 +147,11 @@ def test_what_a_gateway_writes_about_itself_is_held_against_what_its_clients_saw
 
 
 def test_a_seed_decides_what_comes() -> None:
-    first, again, other = (list(islice(plan(seed, gateway=True), 400)) for seed in (5, 5, 6))
+    first, again, other = (list(islice(plan(seed, gateway=True), 800)) for seed in (5, 5, 6))
     assert first == again
     assert first != other
     assert {fault.kind for fault in first} == set(FAULTS), "each kind comes within a few minutes"
-    assert not any(FAULTS[fault.kind].room == "gateway" for fault in islice(plan(5), 400)), "only if asked for"
+    assert not any(FAULTS[fault.kind].room == "gateway" for fault in islice(plan(5), 800)), "only if asked for"
     asked = [[wish.body for wish in islice(wishes(seed, "a"), 50)] for seed in (5, 5, 6)]
     assert asked[0] == asked[1]
     assert asked[0] != asked[2]

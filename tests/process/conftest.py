@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters import layers
 from tests.clients import installed
 from tests.guard import guarded
 from tests.server import Serve, Server
@@ -115,3 +116,13 @@ def _serving(runtime: Path, folder: Path) -> Iterator[Serve]:
         yield start
     for server in servers:
         assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path) -> Path:
+    """A folder of LoRAs whose names are what becomes of them on a stub with FAULTS."""
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    for seed, name in enumerate(("ink", "oil", "refused", "broken", "leaky", "deadly", "fatal")):
+        (loras / f"{name}.safetensors").write_bytes(layers(seed))
+    return loras

@@ -66,6 +66,16 @@ async def test_a_decision_against_takes_its_number_and_nothing_else(tmp_path: Pa
         assert await epochs.highest("org/sdxl") == 2
 
 
+async def test_what_held_before_a_decision_is_the_last_that_was_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as epochs:
+        await epochs.commit(FIRST)
+        assert await epochs.before(FIRST) is None
+        await epochs.commit(replace(FIRST, model="other"))
+        await epochs.abort(replace(FIRST, epoch=2, state=NO_LORAS))
+        await epochs.commit(third := replace(FIRST, epoch=3, state=NO_LORAS))
+        assert await epochs.before(third) == FIRST
+
+
 async def test_a_number_is_never_used_twice(tmp_path: Path) -> None:
     async with opened(tmp_path) as epochs:
         await epochs.commit(FIRST)

@@ -210,6 +210,19 @@ async def test_who_does_not_leave_in_time_is_killed() -> None:
     await supervisor.stop(0.01)
 
 
+async def test_nobody_waits_for_a_process_that_is_gone() -> None:
+    launcher = FakeLauncher()
+    supervisor = Supervisor(launcher, [SLOT], QUICK, Heard().ears)
+    supervisor.start()
+    for number in range(1, 6):
+        await until(lambda number=number: supervisor.facts["a"].pid == number)
+        supervisor.want("a", Standing.RUNNING, 3600)
+    await until(lambda: supervisor.facts["a"].pid == 6)
+    await until(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "reap-a"])
+    assert [process.ended.done() for process in launcher.processes] == [True] * 5 + [False]
+    await supervisor.stop(1)
+
+
 async def test_workers_come_and_go() -> None:
     launcher, heard = FakeLauncher(), Heard()
     supervisor = Supervisor(launcher, [SLOT], QUICK, heard.ears)
