@@ -176,6 +176,9 @@ class Keeper:
             self._handle = None
             facts.pid = 0
         reason = _death(status)
+        if facts.cause not in ("ended", "requested"):
+            # It was ended for a reason, which says more than how.
+            reason = f"{facts.cause}, {reason}"
         return reason, self._ears.exited(name, reason)
 
     def _delay(self, failures: int) -> float:

@@ -128,6 +128,7 @@ async def _run(server: _Server, state: State, listener: socket.socket, address: 
     def told() -> None:
         if leaving.is_set():
             log.warning("leaving_now")
+            state.loras.hurry()
             state.serving.hurry()
             state.traces.hurry()
             # Not force_exit: that skips the end of the lifespan, and with it our own.
@@ -184,10 +185,11 @@ async def _leave(server: _Server, state: State, leaving: asyncio.Event) -> None:
     serving.drain()
     try:
         async with asyncio.timeout(seconds):
-            await _until(lambda: serving.idle)
+            await _until(lambda: serving.idle and state.loras.idle)
     except TimeoutError:
         log.warning("drain_timeout", jobs=len(serving.pool.jobs))
         serving.abandon()
+        state.loras.hurry()
     server.should_exit = True
 
 

@@ -72,6 +72,7 @@ class Broadcast:
         self._held = {model.id: Held() for model in serving.pool.wanted.models}
         self._locks = {model: asyncio.Lock() for model in self._held}
         self._waiting: Counter[str] = Counter()
+        self._commands = 0
         self._last: dict[str, Command] = {}
         # Of each model the last epoch that nobody could follow.
         self._reverted: dict[str, int] = {}
@@ -99,10 +100,19 @@ class Broadcast:
                 former = Held(was.state, was.names) if was and was.source == last.source else Held()
                 self._task(self._look_after(last, former, restored=True))
 
-    async def stop(self) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether no command waits for its answer."""
+        return not self._commands
+
+    def hurry(self) -> None:
         """End what still waits for replicas; what was decided stays decided."""
         for task in self._tasks:
             task.cancel()
+
+    async def stop(self) -> None:
+        """As `hurry`, and wait for it."""
+        self.hurry()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def held(self, model: str) -> Held:
@@ -153,12 +163,28 @@ class Broadcast:
         """Carry out a command, whole or not at all, even if whoever asked does not wait for its end.
 
         Raises StateChanged where the epoch is not `if_epoch`, NotReady where nobody can be asked, what the replicas
-        have against it (LoraRefused where they differ), and what `command` raises.
+        have against it (LoraRefused where they differ), Draining, and what `command` raises.
         """
         self.held(model)
+        if self._serving.pool.draining:
+            raise errors.Draining("The server is shutting down.", retry_after_seconds=5)
         if self._waiting[model] >= _MOST_WAITING:
             raise errors.LoraRefused(f"{_MOST_WAITING} changes of {model!r} are waiting already.")
-        return await asyncio.shield(self._task(self._change(model, command, if_epoch, wait, by)))
+        task = self._task(self._change(model, command, if_epoch, wait, by))
+        self._commands += 1
+        task.add_done_callback(self._answered)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            # Not whoever asked has left: we do.
+            raise errors.Draining(
+                "The server is shutting down; /v1/list_loras tells what holds when it is back.", retry_after_seconds=5
+            ) from None
+
+    def _answered(self, _: object) -> None:
+        self._commands -= 1
 
     async def _change(
         self, model: str, command: Callable[[Held], Held], if_epoch: int | None, wait: Wait, by: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters import layers
 from tests.server import Serve, until
 from worker.backends import stub
 
@@ -107,3 +108,27 @@ def test_an_idle_connection_does_not_keep_a_server_from_leaving(serve: Serve) ->
     told = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - told < 5.0
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(30, 200), (0.5, 503)], ids=["in time", "too late"])
+def test_a_change_of_loras_is_finished_or_told_that_there_was_no_time(
+    serve: Serve, clients: ThreadPoolExecutor, tmp_path: Path, seconds: float, status: int
+) -> None:
+    (tmp_path / "ink.safetensors").write_bytes(layers())
+    server = serve(
+        *("--device", "stub:2", "--model", "stub?prepare_seconds=3", "--lora-root", str(tmp_path)),
+        drain_seconds=seconds,
+    )
+    asked = {"lora_nickname": "ink", "lora_path": "ink.safetensors"}
+    running = clients.submit(server.http.post, "/v1/set_lora", json=asked)
+    until(lambda: server.http.get("/v1/list_loras").json()["pending"], "replicas are asked")
+    server.signal(signal.SIGTERM)
+    until(lambda: server.readyz()["status"] == "draining", "it is draining")
+    late = server.http.post("/v1/set_lora", json=asked)
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+    answer = running.result(30.0)
+    assert answer.status_code == status, answer.text
+    if status == 503:
+        assert answer.json()["error"]["code"] == "draining"
+    assert server.wait() == 0
+    assert "Traceback" not in server.log

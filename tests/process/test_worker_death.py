@@ -110,7 +110,7 @@ def test_a_stopped_worker_is_found_by_its_silence_and_replaced(
     assert stub.read_back(picture)["seed"] == 1
     until(server.whole, "the stopped worker is replaced")
     assert server.workers()[name] != pid
-    assert server.readyz()["workers"][name]["last_error"] == "signal SIGKILL"
+    assert server.readyz()["workers"][name]["last_error"] == "silent, signal SIGKILL"
     assert "worker_killed worker=" + name + " reason=silent" in server.log
     assert server.event("worker_lost") == 1
     # The one that was late has changed nothing.

@@ -164,7 +164,7 @@ async def test_kill_ends_it_and_it_comes_back() -> None:
     supervisor.kill("nobody", "silent")
     await until(lambda: len(launcher.processes) == 2)
     assert supervisor.facts["a"].restarts == {"silent": 1}
-    assert supervisor.facts["a"].last_error == "signal SIGKILL"
+    assert supervisor.facts["a"].last_error == "silent, signal SIGKILL"
     await supervisor.stop(1)
 
 
