@@ -61,8 +61,10 @@ async def overlay(state: State, wish: Wish) -> tuple[Adapter, ...] | None:
     model = state.resolve(wish.model)
     if wish.lora_path is not None:
         scale = 1.0 if wish.lora_scale is None else wish.lora_scale
-        if not wish.lora_path or scale <= 0:
+        if not wish.lora_path:
             return None
+        if scale == 0:
+            return ()
         file = await state.find_lora(wish.lora_path, "lora_path")
         return (Adapter(name=wish.lora_id or wish.lora_path, sha256=file.sha256, scale=scale),)
     found = []

@@ -84,7 +84,7 @@ class Wish(BaseModel):
     loras: Loras | None = Field(None, description="in place of the model's own, for this request alone; also none: []")
     lora_path: Annotated[str, Field(max_length=2048)] | None = Field(None, description="one LoRA, by its path")
     lora_scale: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
-        None, description="the strength of lora_path, 1 without it; with 0 there is none"
+        None, description="the strength of lora_path, 1 without it; with 0 there is no LoRA"
     )
     lora_id: Short | None = Field(None, description="what to call lora_path in the answer")
     lora_epoch: Annotated[int, Field(ge=0)] | None = Field(

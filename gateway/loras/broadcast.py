@@ -22,7 +22,7 @@ from gateway.loras.rows import Row, converged, rows
 from gateway.serving import Serving
 from gateway.store.epochs import Epoch, Epochs
 from shared import errors, logs
-from shared.loras import NO_LORAS
+from shared.loras import NO_LORAS, LoraState
 from shared.messages import Match, WantedModel
 
 Wait = Literal["all", "first", "none"]
@@ -77,6 +77,7 @@ class Broadcast:
         # Of each model the last epoch that nobody could follow.
         self._reverted: dict[str, int] = {}
         self._pending: dict[str, int] = {}
+        self._kept: list[LoraState] = []
         self._matches: dict[str, dict[str, Match]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -98,7 +99,7 @@ class Broadcast:
                 # Its former gateway may have ended before it could see that nobody follows.
                 was = await self._epochs.before(last)
                 former = Held(was.state, was.names) if was and was.source == last.source else Held()
-                self._task(self._look_after(last, former, restored=True))
+                self._task(self._looked_after(last, former, restored=True))
 
     @property
     def idle(self) -> bool:
@@ -155,7 +156,9 @@ class Broadcast:
         active = {each.sha256 for held in self._held.values() for each in held.state.adapters}
         # Those that requests brought along.
         asked = {each.sha256 for job in self._serving.pool.jobs.values() for each in job.loras or ()}
-        return named | active | asked
+        # What is being voted on, and what may have to come back.
+        kept = {each.sha256 for state in self._kept for each in state.adapters}
+        return named | active | asked | kept
 
     async def change(
         self, model: str, command: Callable[[Held], Held], *, if_epoch: int | None, wait: Wait, by: str
@@ -224,16 +227,18 @@ class Broadcast:
         await self._decide(epoch)
         if held.state.adapters:
             # From a bare model there is no way back: what was before may be why it has to be bare.
-            self._task(self._look_after(epoch, former))
+            self._task(self._looked_after(epoch, former))
         return True
 
     async def _ask(self, epoch: Epoch) -> None:
         """Pass if the replicas can have this state. Raises what they have against it, and then nothing has moved."""
         self._pending[epoch.model] = epoch.epoch
+        self._kept.append(epoch.state)
         try:
             ballot = await self._serving.vote(epoch.model, epoch.epoch, epoch.state)
         finally:
             del self._pending[epoch.model]
+            self._kept.remove(epoch.state)
         if ballot.agreed:
             told = next(iter(ballot.votes.values())).matches
             self._matches[epoch.model] = {match.sha256: match for match in told}
@@ -264,6 +269,14 @@ class Broadcast:
     def _enough(self, model: str, wait: Wait) -> bool:
         found = self.rows(model)
         return wait == "none" or (wait == "first" and any(row.applied for row in found)) or converged(found)
+
+    async def _looked_after(self, epoch: Epoch, former: Held, *, restored: bool = False) -> None:
+        """Look after a decision, and keep the files of what was before as long."""
+        self._kept.append(former.state)
+        try:
+            await self._look_after(epoch, former, restored=restored)
+        finally:
+            self._kept.remove(former.state)
 
     async def _look_after(self, epoch: Epoch, former: Held, *, restored: bool = False) -> None:
         """If nobody can follow a decision, decide again for what was before: one that nobody serves helps nobody.

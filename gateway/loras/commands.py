@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gateway.store.epochs import Nickname
-from shared.errors import UnknownAdapter
-from shared.loras import NO_LORAS, Adapter, LoraState, Target
+from shared.errors import BadInput, UnknownAdapter
+from shared.loras import MAX_SCALE, NO_LORAS, Adapter, LoraState, Target
 
 # Nicknames are kept until they are unloaded; of more than so many the oldest that is not active is forgotten.
 MAX_NAMES = 256
@@ -41,9 +41,14 @@ def activate(held: Held, asked: Iterable[Outline]) -> Held:
 
 
 def merge(held: Held, scale: float, target: Target) -> Held:
-    """What is active is merged, at `scale` times its strength. Nothing compounds: it is this scale, and no other."""
+    """What is active is merged, at `scale` times its strength. Nothing compounds: it is this scale, and no other.
+
+    Raises BadInput where the two together are more than a LoRA may have.
+    """
     if not held.state.adapters:
         return held
+    if any(abs(adapter.scale * scale) > MAX_SCALE for adapter in held.state.adapters):
+        raise BadInput(f"Invalid 'strength': with what was set it passes {MAX_SCALE:g}.", param="strength")
     update = {"mode": "merged", "merge_scale": scale, "merge_target": target}
     return replace(held, state=held.state.model_copy(update=update))
 

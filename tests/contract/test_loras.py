@@ -301,3 +301,21 @@ def test_the_state_of_a_fresh_start_is_the_state(one: Replica, other: Replica) -
     state = LoraState(adapters=(one.adapter(1), one.adapter(2)), mode="merged")
     assert one.backend.adopt(state, str(one.shelf)) == other.backend.adopt(state, str(one.shelf))
     assert one.weights() == other.weights()
+
+
+def test_a_runs_own_loras_keep_the_bound_too(tmp_path: Path) -> None:
+    folder = BUILDERS["zimage"](tmp_path / "model")
+    free = Replica(folder, tmp_path)
+    adapters = [free.adapter(seed) for seed in range(3)]
+    size = sum(match.bytes for match in free.prepare(*adapters))
+    free.close()
+    bound = Replica(folder, tmp_path, Limits(max_adapter_bytes=size - 1))
+    try:
+        bound.adopt()
+        before = bound.picture()
+        with pytest.raises(ReplicastError) as refused:
+            bound.picture(loras=tuple(adapters))
+        assert refused.value.code == "out_of_memory"
+        assert bound.picture() == before
+    finally:
+        bound.close()

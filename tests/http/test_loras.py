@@ -331,10 +331,16 @@ async def test_the_dialect_with_lora_path_is_one_lora(served: Gateway, wrap: Any
     assert (await served.post(model="first", prompt="a cat", **wrap(said))).status_code == 200
     [run] = served.script.runs
     assert [(each.name, each.scale) for each in run.loras or ()] == [("mine", 0.5)]
-    for nothing in ({"lora_path": ""}, {"lora_path": "oil.safetensors", "lora_scale": 0}):
+    for nothing, loras in (({"lora_path": ""}, None), ({"lora_path": "oil.safetensors", "lora_scale": 0}, ())):
         served.script.runs.clear()
         assert (await served.post(model="first", prompt="a cat", **wrap(nothing))).status_code == 200
-        assert served.script.runs[0].loras is None
+        assert served.script.runs[0].loras == loras
+
+
+async def test_strengths_together_keep_the_bound_of_one(served: Gateway) -> None:
+    await ordered(served, SET, lora_nickname="ink", lora_path="ink.safetensors", strength=4)
+    assert refused(await ordered(served, MERGE, strength=2.5)) == (400, "invalid_value", "strength")
+    assert (await ordered(served, MERGE, strength=2)).status_code == 200
 
 
 @pytest.mark.parametrize(

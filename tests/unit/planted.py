@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
 NOTICED, NOT_NOTICED, BROKEN = 10, 11, 12
-_EXAMPLES = 150
+_EXAMPLES = 220
 # By the machine that has to notice them: where its mutants are listed, and where it is.
 MACHINES = {
     "pool": ("tests.unit.mutants", "tests.unit.test_pool_machine"),

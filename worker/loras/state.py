@@ -80,11 +80,7 @@ class Loras:
         matches = tuple(match(adapter, used[adapter.sha256], self._slots) for adapter in state.adapters)
         active, deltas = self._plan(state, used)
         self._merged.expect(deltas)
-        beside = {sha256 for each in active.values() for sha256, _ in each}
-        size = sum(device_bytes(used[sha256].layers, self._slots) for sha256 in beside)
-        if size > self._limits.max_adapter_bytes:
-            raise OutOfMemory(f"these LoRAs take {size} bytes; at most {self._limits.max_adapter_bytes} are held")
-        self._expect_room(size)
+        self._expect_room(self._expect_bound(active, used))
         return matches
 
     def set_state(self, state: LoraState, shelf_folder: str) -> str:
@@ -120,10 +116,12 @@ class Loras:
         used = self._read(own.adapters, self._shelf)
         for adapter in own.adapters:
             match(adapter, used[adapter.sha256], self._slots)
+        active, deltas = self._plan(own, used)
+        self._expect_bound(active, used)
         before = self._fingerprint
         self._sound = False
         try:
-            self._apply(*self._plan(own, used), used)
+            self._apply(active, deltas, used)
             yield
         finally:
             try:
@@ -145,6 +143,14 @@ class Loras:
             return fit(shelf.read(shelf_folder, sha256), sha256, self._pipeline, self._slots)
 
         return {each.sha256: self._cache.get(each.sha256, found) for each in adapters}
+
+    def _expect_bound(self, active: Active, used: dict[str, Fitted]) -> int:
+        """The bytes that these take attached, all together. Raises OutOfMemory where they are more than may be held."""
+        beside = {sha256 for each in active.values() for sha256, _ in each}
+        size = sum(device_bytes(used[sha256].layers, self._slots) for sha256 in beside)
+        if size > self._limits.max_adapter_bytes:
+            raise OutOfMemory(f"these LoRAs take {size} bytes; at most {self._limits.max_adapter_bytes} are held")
+        return size
 
     def _plan(self, state: LoraState, used: dict[str, Fitted]) -> tuple[Active, Deltas]:
         """What is attached to each part, and what is added to its weights; one with no effect is neither."""
