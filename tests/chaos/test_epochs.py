@@ -147,6 +147,13 @@ def test_what_nobody_can_follow_may_be_taken_back() -> None:
     assert story.found() == []
 
 
+def test_a_gateway_that_leaves_may_not_know_what_became_of_a_change() -> None:
+    story = told()
+    story.decided(3, INK, 999.95)
+    story.ordered(orders.setting(MODEL, INK, DICE), 999.9, 1000.5, status=503, code="draining")
+    assert story.found() == []
+
+
 def test_each_kind_of_change_has_its_effect() -> None:
     story = told()
     merged = OIL.model_copy(update={"mode": "merged", "merge_scale": 0.5, "merge_target": "transformer"})
@@ -237,6 +244,7 @@ def _changed_recipe(story: Story) -> None:
         (_refused("adapter_does_not_fit"), "unjustified", "anything against it"),
         (_refused("lora_refused"), "unjustified", "nothing was taken back"),
         (_refused("lora_not_found", order=Order("unload", MODEL, {}, name="oil")), "unjustified", "there was one"),
+        (_refused("draining"), "unjustified", "nobody told its gateway to leave"),
         (_refused("internal_error"), "unjustified", "not documented"),
         (lambda s: s.ordered(Order("unmerge", MODEL, {}), 4.0, broken="ReadError"), "lost", "a gateway that lived"),
         (lambda s: s.ordered(Order("unmerge", MODEL, {}), 4.0, 99.0, broken=""), "hung", "95.0 s"),
