@@ -161,6 +161,10 @@ class Serving:
     def decide(self, model: str, epoch: int, loras: LoraState) -> None:
         """From now on this is the model's LoRA state; that it is durable is the caller's affair."""
         self._do(self.pool.decide(model, epoch, loras, time.monotonic()))
+        for name, fact in self.supervisor.facts.items():
+            if fact.standing is Standing.QUARANTINED and fact.cause == "lora_failed":
+                # What it could not follow is over: it need not wait for its time.
+                self.want_worker(name, Standing.RUNNING, 0.0)
 
     async def stirred(self) -> None:
         """Return when a worker has come into step, or one has gone or been given up."""

@@ -8,15 +8,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.process.lora_servers import PINGS, drawn, expect_everywhere, ordered, put, stubs, told
 from tests.server import Serve, Server, until
 
 
-def test_a_change_that_nobody_can_follow_is_taken_back(serve: Serve, lora_folder: Path) -> None:
+@pytest.mark.parametrize("restart_limit", [2, 100], ids=["given up on", "still tried"])
+def test_a_change_that_nobody_can_follow_is_taken_back(serve: Serve, lora_folder: Path, restart_limit: int) -> None:
     faults = "step_seconds=0.02&fail_adopt=broken"
     server = serve(
         *("--device", "stub:2", "--model", f"stub?{faults}", "--lora-root", str(lora_folder)),
-        **(PINGS | {"lora_answer_seconds": 0.5, "lora_revert_seconds": 1.5, "restart_limit": 100}),
+        **(PINGS | {"lora_answer_seconds": 0.5, "lora_revert_seconds": 1.5, "restart_limit": restart_limit}),
     )
     assert put(server, "ink", 0.5).status_code == 200
     answer = put(server, "broken", 0.25)
