@@ -15,6 +15,7 @@ from statistics import linear_regression
 import httpx2
 import psutil
 
+from tests.chaos import adapters
 from tests.chaos.history import History
 from tests.chaos.target import Target, within
 from tests.chaos.wishes import TROUBLES, Wish, ask, draw, mistakes, models
@@ -108,7 +109,8 @@ async def soak(
     history = History(timeout_seconds=_TIMEOUT_SECONDS, max_queue=1000)
     weights = Weights()
     with ExitStack() as stack:
-        args = models(step_seconds=0)
+        adapters.lay(folder / "loras")
+        args = models(step_seconds=0, loras=folder / "loras")
         target = Target(
             *(folder, runtime, stack, history, args, _SETTINGS),
             replicas=REPLICAS,
