@@ -72,8 +72,10 @@ def answer(error: ReplicastError, headers: dict[str, str] | None = None) -> Resp
     status = STATUS[type(error)]
     headers = dict(headers or {})
     if error.retry_after_seconds is not None:
-        # Spread, so that a crowd that was refused together does not come back together.
-        headers["retry-after"] = str(min(60, math.ceil(error.retry_after_seconds * random.uniform(1.0, 1.25))))
+        # Spread, so that a crowd that was refused together does not come back together; and rounded by chance, up the
+        # more often the more is cut off, since a whole second more would be half as long again where two are meant.
+        meant = error.retry_after_seconds * random.uniform(1.0, 1.1)
+        headers["retry-after"] = str(min(60, max(1, math.floor(meant + random.random()))))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if status in (507, 502, 500) or (status == 429 and error.retry_after_seconds is None):
