@@ -49,9 +49,10 @@ from gateway.keys import KeyFile
 from gateway.launchers import Launcher, Slot
 from gateway.launchers.local import Local
 from gateway.limits import Limits
-from gateway.loras.broadcast import Broadcast, Patience
+from gateway.loras.broadcast import Broadcast
 from gateway.loras.catalogue import Catalogue
 from gateway.loras.finder import Finder
+from gateway.loras.outcomes import Patience
 from gateway.loras.shelf import Shelf
 from gateway.metrics import Metrics
 from gateway.quota import Quota

@@ -16,8 +16,9 @@ from gateway.api.state import State
 from gateway.auth import Caller
 from gateway.keys import Role
 from gateway.loras import commands
-from gateway.loras.broadcast import Broadcast, Change, Wait
+from gateway.loras.broadcast import Broadcast
 from gateway.loras.commands import Held, Outline
+from gateway.loras.outcomes import Change, Wait
 from gateway.loras.rows import Row, converged
 from shared.errors import BadInput, LoraRefused, UnequalLists
 from shared.loras import MAX_ADAPTERS, MAX_SCALE, Target

@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from gateway.ballots import Ballot
 from gateway.keeper import Standing
 from gateway.loras.commands import Held
+from gateway.loras.outcomes import Change, Command, Patience, Status, Wait, objection
 from gateway.loras.rows import Row, converged, rows
 from gateway.serving import Serving
 from gateway.store.epochs import Epoch, Epochs
@@ -25,43 +25,12 @@ from shared import errors, logs
 from shared.loras import NO_LORAS, LoraState
 from shared.messages import Match, WantedModel
 
-Wait = Literal["all", "first", "none"]
-Status = Literal["applied", "pending", "unchanged", "reverted", "aborted"]
-
 _MOST_WAITING = 16
 _OF_FILES = {error.code for error in (errors.AdapterMisfit, errors.InvalidAdapter, errors.UnknownAdapter)}
 
 T = TypeVar("T")
 
 log = logs.get("loras")
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long, in seconds, an answer waits for replicas to follow, and a decision stands that nobody follows."""
-
-    answer_seconds: float = 30.0
-    revert_seconds: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What became of the last command for a model: its epoch, and why nothing did."""
-
-    epoch: int
-    status: Status
-    reasons: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The answer to a command: what it decided, or found decided, and how far each replica is by now."""
-
-    status: Status
-    model: str
-    epoch: int
-    held: Held
-    rows: tuple[Row, ...]
 
 
 class Broadcast:
@@ -248,7 +217,7 @@ class Broadcast:
         log.warning("lora_refused", model=epoch.model, epoch=epoch.epoch, reasons=said)
         await self._epochs.abort(replace(epoch, reason=said, at=time.time()))
         self._last[epoch.model] = Command(epoch.epoch, "aborted", reasons)
-        raise _objection(epoch.model, ballot)
+        raise objection(epoch.model, ballot)
 
     async def _decide(self, epoch: Epoch) -> None:
         """One row, and it holds; from here on no picture is begun with what was before."""
@@ -341,16 +310,3 @@ class Broadcast:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _objection(model: str, ballot: Ballot) -> errors.ReplicastError:
-    """What is to be told of a vote that failed: the replicas' own word where they have one, else each one's."""
-    problems = list(ballot.refusals.items())
-    if not problems:
-        return errors.NotReady(f"No replica of {model!r} is ready to take a LoRA.", retry_after_seconds=2)
-    if len({problem.code for _, problem in problems}) == 1:
-        error = problems[0][1].error()
-        if isinstance(error, errors.BadInput):
-            return type(error)(error.message, param="lora_path")
-    said = "; ".join(f"{worker}: {problem.message}" for worker, problem in problems)
-    return errors.LoraRefused(f"The change is off, and nothing has moved: {said}", param="lora_path")
