@@ -11,7 +11,7 @@ class Limits:
 
     ping_seconds: float = 1.0
     suspect_after: int = 2
-    gone_after: int = 5
+    gone_after: int = 4
     load_seconds: float = 900.0
     hello_seconds: float = 60.0
     stuck_seconds: float = 30.0

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, le=3600, description="time to finish running requests at shutdown")
     ping_seconds: float = Field(1.0, ge=0.02, le=60, description="between two pings of a worker")
     suspect_after_pings: int = Field(2, ge=1, le=1000, description="missed pings before a worker gets no new work")
-    gone_after_pings: int = Field(5, ge=2, le=10_000, description="missed pings before a worker is given up")
+    gone_after_pings: int = Field(4, ge=2, le=10_000, description="missed pings before a worker is given up")
     hello_seconds: float = Field(60.0, gt=0, le=3600, description="longest a worker may take to introduce itself")
     stuck_seconds: float = Field(
         30.0, gt=0, le=86_400, description="least time without a step before a worker is stuck"

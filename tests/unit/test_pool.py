@@ -576,7 +576,7 @@ def test_a_job_that_hangs_everywhere_is_poison() -> None:
 
 
 def test_before_a_models_first_picture_more_patience_is_had() -> None:
-    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5))
+    world = World(limits=Limits(ping_seconds=1, stuck_seconds=5, gone_after=5))
     a = world.ready("a")
     world.submit()
     world.tick(45, hearing=(a,))
