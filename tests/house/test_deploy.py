@@ -109,13 +109,15 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(read(ALERTS))["groups"] for rule in group["rules"]]
 
 
-def promtool(*arguments: str) -> None:
+def promtool(*arguments: str) -> str:
+    """What it says to these, which has to be well."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool, of Debian's package prometheus, is not on this machine")
     ran = subprocess.run(
         ["promtool", *arguments], cwd=ROOT / "deploy" / "prometheus", capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 def test_the_looking_sees_what_it_should() -> None:
@@ -221,12 +223,12 @@ def test_every_alert_is_tried_firing_and_quiet() -> None:
 
 
 def test_promtool_finds_the_alerts_and_the_example_valid() -> None:
-    promtool("check", "rules", "alerts.yaml")
-    promtool("check", "config", "prometheus.yaml")
+    assert "SUCCESS" in promtool("check", "rules", "alerts.yaml")
+    assert "SUCCESS" in promtool("check", "config", "prometheus.yaml")
 
 
 def test_promtool_sees_the_alerts_fire_when_they_should_and_only_then() -> None:
-    promtool("test", "rules", "alerts_test.yaml")
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yaml")
 
 
 def test_the_example_names_the_job_that_the_alerts_know() -> None:

@@ -124,16 +124,21 @@ def test_a_change_that_nobody_can_follow_is_taken_back_by_the_next_gateway_too(
     assert [scale for _, scale, _ in made["loras"]["adapters"]] == [0.5]
 
 
-def test_a_file_that_is_lost_from_the_shelf_keeps_its_model_from_serving_until_it_is_not_wanted(
-    serve: Serve, lora_folder: Path
-) -> None:
-    server = stubs(serve, lora_folder)
-    assert put(server, "ink", 0.5).status_code == 200
+def lose_its_file(server: Server) -> None:
+    """The one file on the shelf is gone, and every replica has to begin without it."""
     [copy] = (server.data_dir / "loras" / "shelf").glob("*.safetensors")
     copy.unlink()
     for pid in server.workers().values():
         os.kill(pid, signal.SIGKILL)
     until(lambda: all(row["problem"] for row in told(server)["replicas"]), "what keeps them", 30)
+
+
+def test_a_file_that_is_lost_from_the_shelf_keeps_its_model_from_serving_until_it_is_not_wanted(
+    serve: Serve, lora_folder: Path
+) -> None:
+    server = stubs(serve, lora_folder)
+    assert put(server, "ink", 0.5).status_code == 200
+    lose_its_file(server)
     assert {row["problem"]["code"] for row in told(server)["replicas"]} == {"lora_not_found"}
     assert server.post(prompt="x").status_code == 503
     pids = set(server.workers().values())
@@ -148,11 +153,7 @@ def test_a_file_that_is_lost_from_the_shelf_is_there_again_when_it_is_named_agai
 ) -> None:
     server = stubs(serve, lora_folder)
     assert put(server, "ink", 0.5).status_code == 200
-    [copy] = (server.data_dir / "loras" / "shelf").glob("*.safetensors")
-    copy.unlink()
-    for pid in server.workers().values():
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: all(row["problem"] for row in told(server)["replicas"]), "what keeps them", 30)
+    lose_its_file(server)
     answer = put(server, "ink", 0.5)
     assert (answer.status_code, answer.json()["result"]) == (200, "unchanged")
     expect_everywhere(server, [0.5], 1)

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,13 +20,11 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from hypothesis.stateful import (
-    run_state_machine_as_test as run_machine,
-)
 
 from gateway.jobs.job import Result
 from gateway.workers import State
 from shared.loras import NO_LORAS, Adapter, LoraState
+from tests.unit import exploring
 from tests.unit.fleet import MODEL, Fleet, Replica
 
 NAMES = ("a", "b", "c")
@@ -319,20 +316,7 @@ def _load(replica: Replica) -> tuple[object, ...]:
 
 def explore(examples: int) -> None:
     """Run so many sequences, the same ones each time, until one of them fails."""
-    REACHED.clear()
-    run_machine(
-        Broadcasts,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate],
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    exploring.run(Broadcasts, examples, REACHED)
 
 
 @pytest.mark.timeout(240)

@@ -6,14 +6,13 @@ are asserted at the end: a machine that did nothing proves nothing.
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from shared import messages as m
 from shared.errors import ReplicastError
 from shared.wire import Packet, Stamp
+from tests.unit import exploring
 from tests.unit.laws import LIMITS, OTHER, REACHED, Laws
 from tests.unit.sessions import NO_PICTURE, picture
 from tests.unit.world import MODEL, Puppet
@@ -334,20 +333,7 @@ class PoolMachine(Laws):
 
 def explore(examples: int) -> None:
     """Run so many sequences, the same ones each time, until one of them fails."""
-    REACHED.clear()
-    run_machine(
-        PoolMachine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate],
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    exploring.run(PoolMachine, examples, REACHED)
 
 
 def test_the_pools_invariants_hold_in_any_order() -> None:
